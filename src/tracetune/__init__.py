@@ -1,0 +1,84 @@
+"""tracetune: decorate a language-model program, record its calls, and train it.
+
+Names load when they are first used, so importing this package is cheap and brings in
+neither torch nor duckdb.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tracetune.adapters import instrument, uninstrument
+    from tracetune.errors import FormatError, RolloutClosed, TracetuneError
+    from tracetune.grouping import Store
+    from tracetune.optimize import Result, optimize
+    from tracetune.recording import record
+    from tracetune.tracer import module, policy, program, record_call, reward, rollout, tool
+    from tracetune.types import Example, Grouping, Policy, Sampling, Score
+
+_HOMES = {
+    "Example": "tracetune.types",
+    "FormatError": "tracetune.errors",
+    "Grouping": "tracetune.types",
+    "Policy": "tracetune.types",
+    "Result": "tracetune.optimize",
+    "RolloutClosed": "tracetune.errors",
+    "Sampling": "tracetune.types",
+    "Score": "tracetune.types",
+    "Store": "tracetune.grouping",
+    "TracetuneError": "tracetune.errors",
+    "instrument": "tracetune.adapters",
+    "module": "tracetune.tracer",
+    "optimize": "tracetune.optimize",
+    "policy": "tracetune.tracer",
+    "program": "tracetune.tracer",
+    "record": "tracetune.recording",
+    "record_call": "tracetune.tracer",
+    "reward": "tracetune.tracer",
+    "rollout": "tracetune.tracer",
+    "tool": "tracetune.tracer",
+    "uninstrument": "tracetune.adapters",
+}
+
+__all__ = [
+    "Example",
+    "FormatError",
+    "Grouping",
+    "Policy",
+    "Result",
+    "RolloutClosed",
+    "Sampling",
+    "Score",
+    "Store",
+    "TracetuneError",
+    "instrument",
+    "module",
+    "optimize",
+    "policy",
+    "program",
+    "record",
+    "record_call",
+    "reward",
+    "rollout",
+    "tool",
+    "uninstrument",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("tracetune")
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'tracetune' has no attribute {name!r}")
+    value = getattr(import_module(home), name)
+    globals()[name] = value  # the next look-up does not come here
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,94 @@
+"""Every error that tracetune raises, in one tree.
+
+A message says what went wrong, where, and what to do about it, in one sentence that
+a tired person can act on. Catch `TracetuneError` to catch them all. Errors of the
+program being traced are never wrapped: they reach the caller as they were raised.
+"""
+
+from __future__ import annotations
+
+
+class TracetuneError(Exception):
+    """The root of the tree."""
+
+
+class FormatError(TracetuneError, ValueError):
+    """A completion could not be parsed: raise it in a program when a module's text has the wrong form.
+
+    The rollout ends with status `format_error` and every call it made, the failing one
+    included, earns `Grouping.format_reward` in place of the reward.
+
+    Example:
+        >>> raise FormatError("no 'Answer:' line in the completion")
+        Traceback (most recent call last):
+        ...
+        tracetune.errors.FormatError: no 'Answer:' line in the completion
+    """
+
+
+class RolloutClosed(TracetuneError):
+    """A language model was called by a rollout that has already been closed, after a timeout say."""
+
+
+class InvalidInput(TracetuneError, ValueError):
+    """An argument, a row or a file that cannot be used; nothing was changed."""
+
+
+class InvalidReward(InvalidInput):
+    """A reward that is not a finite number."""
+
+
+class MissingDependency(TracetuneError, ImportError):
+    """A feature needs a package that is not installed; the message names the extra that brings it."""
+
+
+class StoreError(TracetuneError):
+    """Something is wrong with a store or its spool."""
+
+
+class StoreLocked(StoreError):
+    """Another process holds the store; the message says which, and how to wait for it."""
+
+
+class StoreNotFound(StoreError):
+    """There is no store at that path."""
+
+
+class StoreVersionError(StoreError):
+    """The file was written by a newer tracetune, or is not a tracetune store."""
+
+
+class QueryError(StoreError):
+    """The store refused a query; the message has DuckDB's reason."""
+
+
+class UnknownId(StoreError, KeyError):
+    """A rollout or call id that the store does not hold."""
+
+    def __str__(self) -> str:
+        # KeyError would show the message in quotes.
+        return str(self.args[0]) if self.args else ""
+
+
+class TrainerError(TracetuneError):
+    """Something is wrong with a trainer or what it was given."""
+
+
+class UnknownTrainer(TrainerError):
+    """No trainer is installed under that name."""
+
+
+class NoCompletions(TrainerError):
+    """A training step made calls and none of them reached the policy endpoint."""
+
+
+class ModelNotFound(TrainerError):
+    """A model path or id that holds no model."""
+
+
+class CheckpointError(TrainerError):
+    """A checkpoint that is incomplete, or that belongs to other settings."""
+
+
+class EndpointError(TrainerError):
+    """The policy endpoint could not start or has stopped."""

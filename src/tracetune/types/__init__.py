@@ -1,0 +1,45 @@
+"""The values that pass between the tracer, the store, the trainers and the face.
+
+They hold no behaviour beyond their own shape, and depend on nothing but pydantic, so
+that every part of the house can speak of them without knowing another part.
+"""
+
+from tracetune.types.completions import Completion, Sampling
+from tracetune.types.examples import Evaluation, Example, Score
+from tracetune.types.grouping import Grouping
+from tracetune.types.groups import Group, GroupBatch, LeftOut, Member
+from tracetune.types.policies import Policy
+from tracetune.types.protocols import (
+    Capabilities,
+    Checkpoint,
+    Environment,
+    Journal,
+    Plan,
+    Trainer,
+)
+from tracetune.types.reports import StepReport
+from tracetune.types.rollouts import Call, Rollout, RolloutSet
+
+__all__ = [
+    "Call",
+    "Capabilities",
+    "Checkpoint",
+    "Completion",
+    "Environment",
+    "Evaluation",
+    "Example",
+    "Group",
+    "GroupBatch",
+    "Grouping",
+    "Journal",
+    "LeftOut",
+    "Member",
+    "Plan",
+    "Policy",
+    "Rollout",
+    "RolloutSet",
+    "Sampling",
+    "Score",
+    "StepReport",
+    "Trainer",
+]

@@ -1,0 +1,122 @@
+"""What the learning side and the rest of the house ask of each other.
+
+A trainer turns groups into the next policy. It sees the world only through an
+`Environment`, which the online loop implements, and records only through its `Journal`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from tracetune.types.completions import Completion, Sampling
+from tracetune.types.examples import Evaluation, Example
+from tracetune.types.grouping import Grouping
+from tracetune.types.groups import GroupBatch
+from tracetune.types.policies import Policy
+from tracetune.types.reports import StepReport
+from tracetune.types.rollouts import RolloutSet
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a trainer needs and what it changes.
+
+    Attributes:
+        exact_tokens: it cannot learn from members whose tokens are unknown.
+        on_policy: it needs fresh rollouts of the policy it is changing.
+        weights: it changes weights.
+        prompts: it changes prompt texts.
+    """
+
+    exact_tokens: bool = False
+    on_policy: bool = False
+    weights: bool = False
+    prompts: bool = False
+
+
+@runtime_checkable
+class Journal(Protocol):
+    """Where a trainer writes down what happened; the face hands it one that writes to the spool."""
+
+    def completion(self, completion: Completion) -> None:
+        """Record one choice with its exact tokens."""
+
+    def policy(self, policy: Policy, *, step: int, trainer: str) -> None:
+        """Record that a version of the policy is in force from now on."""
+
+    def batch(self, batch: GroupBatch, report: StepReport, *, step: int, policy_version: str) -> None:
+        """Record what a step learned from, and what came of it."""
+
+    def job(self, job_id: str, *, provider: str, status: str, detail: dict[str, Any]) -> None:
+        """Record the state of a remote job, before waiting for it."""
+
+
+@runtime_checkable
+class Checkpoint(Protocol):
+    """All that a trainer needs to go on after `step`; the environment keeps it atomically."""
+
+    step: int
+
+    def save(self, folder: Path) -> None:
+        """Write it into an empty folder, as safetensors and JSON."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What the online loop was asked for."""
+
+    run: str
+    steps: int
+    examples_per_step: int
+    rollouts: int
+    grouping: Grouping = field(default_factory=Grouping)
+    sampling: Sampling = field(default_factory=lambda: Sampling(temperature=1.0, top_p=1.0))
+    validate_every: int | None = None
+    seed: int = 0
+
+
+class Environment(Protocol):
+    """What a trainer may do with the world.
+
+    Attributes:
+        plan: what the caller of the online loop asked for.
+        journal: where to record.
+        resume_from: the folder of the last checkpoint, when the run goes on.
+    """
+
+    plan: Plan
+    journal: Journal
+    resume_from: Path | None
+
+    def examples(self, step: int) -> Sequence[Example]:
+        """The training examples of a step: the same ones whenever they are asked for."""
+
+    def rollouts(
+        self, examples: Sequence[Example], n: int, policy: Policy, split: str, *, step: int
+    ) -> RolloutSet:
+        """Run the program n times on each example under a policy, and score it."""
+
+    def groups(self, rollouts: RolloutSet, grouping: Grouping) -> GroupBatch:
+        """Align the calls of those rollouts."""
+
+    def evaluate(self, policy: Policy, examples: Sequence[Example] | None = None, *, step: int) -> Evaluation:
+        """Run the program once on each example, by default the validation set, with its own sampling."""
+
+    def checkpoint(self, state: Checkpoint) -> None:
+        """Keep a checkpoint: all of it or nothing."""
+
+    def report(self, report: StepReport, rollouts: RolloutSet, batch: GroupBatch) -> None:
+        """Show and announce a finished step."""
+
+
+@runtime_checkable
+class Trainer(Protocol):
+    """Turns groups into the next policy."""
+
+    capabilities: Capabilities
+
+    def fit(self, env: Environment) -> Policy:
+        """Train until the plan is done; gives the policy in force at the end."""
