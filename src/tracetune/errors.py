@@ -82,6 +82,10 @@ class NoCompletions(TrainerError):
     """A training step made calls and none of them reached the policy endpoint."""
 
 
+class RolloutsFailed(TrainerError):
+    """Every rollout of the first step crashed, or none could be scored; its cause is the first of the errors."""
+
+
 class ModelNotFound(TrainerError):
     """A model path or id that holds no model."""
 
@@ -92,3 +96,7 @@ class CheckpointError(TrainerError):
 
 class EndpointError(TrainerError):
     """The policy endpoint could not start or has stopped."""
+
+
+class TracetuneWarning(UserWarning):
+    """Something that was not done as asked; it never stops the program that is being traced or trained."""

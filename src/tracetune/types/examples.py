@@ -91,8 +91,8 @@ class Evaluation:
     """How a policy did on a set of examples.
 
     Attributes:
-        reward: the mean over the examples; a rollout that failed counts what the
-            grouping gives failures.
+        reward: the mean over the rollouts; one that failed counts `failure_reward` of
+            the grouping, 0 unless it was changed, whatever the way in which it failed.
         rewards: one number for each rollout, in the examples' order.
         n: how many rollouts were made.
         failed: how many of them crashed, timed out or could not be parsed.

@@ -67,11 +67,11 @@ class Grouping(BaseModel):
     select: Literal["diverse", "first", "random"] = "diverse"
     repeat: bool = False
     advantage: Literal["grpo", "centered", "rloo", "batch"] = "grpo"
-    eps: float = Field(default=1e-4, ge=0.0)
+    eps: float = Field(default=1e-4, ge=0.0, allow_inf_nan=False)
     credit: Any = "uniform"
     module_weight: float | Mapping[str, float] = 1.0
-    failure_reward: float = 0.0
-    format_reward: float = -1.0
+    failure_reward: float = Field(default=0.0, allow_inf_nan=False)
+    format_reward: float = Field(default=-1.0, allow_inf_nan=False)
     format_errors: tuple[str, ...] = ()
     drop_constant: bool = True
     modules: tuple[str, ...] | None = None

@@ -6,7 +6,7 @@ A trainer turns groups into the next policy. It sees the world only through an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -66,7 +66,19 @@ class Checkpoint(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What the online loop was asked for."""
+    """What the online loop was asked for.
+
+    Attributes:
+        run: the name that everything is recorded under.
+        steps: how many training steps the run has altogether.
+        examples_per_step: how many examples a step draws.
+        rollouts: how many times each of them is run in a step.
+        grouping: how their calls are aligned.
+        sampling: what training rollouts are sampled with, over whatever the program asks.
+        validate_every: steps between two validations; None validates before and after only.
+        models: names that programs have hard-coded, mapped to the policy's.
+        seed: of the order of examples, and of whatever a trainer draws.
+    """
 
     run: str
     steps: int
@@ -75,6 +87,7 @@ class Plan:
     grouping: Grouping = field(default_factory=Grouping)
     sampling: Sampling = field(default_factory=lambda: Sampling(temperature=1.0, top_p=1.0))
     validate_every: int | None = None
+    models: Mapping[str, str] = field(default_factory=dict)
     seed: int = 0
 
 
@@ -83,20 +96,22 @@ class Environment(Protocol):
 
     Attributes:
         plan: what the caller of the online loop asked for.
+        train: all training examples.
+        val: all validation examples; may be empty.
         journal: where to record.
         resume_from: the folder of the last checkpoint, when the run goes on.
     """
 
     plan: Plan
+    train: Sequence[Example]
+    val: Sequence[Example]
     journal: Journal
     resume_from: Path | None
 
     def examples(self, step: int) -> Sequence[Example]:
         """The training examples of a step: the same ones whenever they are asked for."""
 
-    def rollouts(
-        self, examples: Sequence[Example], n: int, policy: Policy, split: str, *, step: int
-    ) -> RolloutSet:
+    def rollouts(self, examples: Sequence[Example], n: int, policy: Policy, split: str, *, step: int) -> RolloutSet:
         """Run the program n times on each example under a policy, and score it."""
 
     def groups(self, rollouts: RolloutSet, grouping: Grouping) -> GroupBatch:
@@ -119,4 +134,8 @@ class Trainer(Protocol):
     capabilities: Capabilities
 
     def fit(self, env: Environment) -> Policy:
-        """Train until the plan is done; gives the policy in force at the end."""
+        """Train until the plan is done; gives the policy in force at the end.
+
+        Where there are validation examples, it has the environment evaluate the policy
+        before the first step and after the last.
+        """
