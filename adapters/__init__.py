@@ -1,1 +1,75 @@
-"""Under construction."""
+"""The edges: what records the LM calls of clients and frameworks that know nothing of tracetune.
+
+Each adapter patches one package and can undo it. `tracetune.record` switches on all that
+are available and off again; `instrument` does the same for one by hand.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
+
+from tracetune.errors import InvalidInput, MissingDependency
+
+__all__ = ["available", "instrument", "uninstrument"]
+
+# Package, and the module here whose `install` patches it and gives the function that undoes that.
+_ADAPTERS = {"openai": "tracetune.adapters.openai"}
+
+_lock = threading.Lock()
+_depths: dict[str, int] = {}
+_undo: dict[str, Callable[[], None]] = {}
+
+
+def available() -> list[str]:
+    """The names of the adapters whose package is installed.
+
+    Example:
+        >>> available()  # doctest: +SKIP
+        ['openai']
+    """
+    return [name for name in _ADAPTERS if find_spec(name) is not None]
+
+
+def instrument(name: str) -> None:
+    """Record the LM calls of one package, until `uninstrument` was called as often as this.
+
+    Raises:
+        InvalidInput: if there is no such adapter.
+        MissingDependency: if its package is not installed.
+
+    Example:
+        >>> instrument("openai")
+        >>> uninstrument("openai")
+    """
+    _check(name)
+    if find_spec(name) is None:
+        raise MissingDependency(
+            f'the adapter {name!r} needs its package; install it with pip install "tracetune[{name}]"'
+        )
+    with _lock:
+        if not _depths.get(name):
+            _undo[name] = import_module(_ADAPTERS[name]).install()
+        _depths[name] = _depths.get(name, 0) + 1
+
+
+def uninstrument(name: str) -> None:
+    """Undo one `instrument`; without one, nothing.
+
+    Raises:
+        InvalidInput: if there is no such adapter.
+    """
+    _check(name)
+    with _lock:
+        if not _depths.get(name):
+            return
+        _depths[name] -= 1
+        if not _depths[name]:
+            _undo.pop(name)()
+
+
+def _check(name: str) -> None:
+    if name not in _ADAPTERS:
+        raise InvalidInput(f"there is no adapter called {name!r}; there are: {', '.join(_ADAPTERS)}")

@@ -1,1 +1,31 @@
-"""Under construction."""
+"""The program's side: decorators, the ambient scope, capture, and the spool.
+
+Decorated functions and LM calls become OpenTelemetry spans, written as they end to the
+spool beside a store. Nothing here knows the store, a trainer or an LM client.
+"""
+
+from tracetune.tracer.calls import Choice, LMCall, record_call
+from tracetune.tracer.decorators import is_program, module, program, tool
+from tracetune.tracer.rollouts import RolloutHandle, policy, reward, rollout, scoring
+from tracetune.tracer.session import Recording, recording, spool_folder
+from tracetune.tracer.spool import Spool, SpoolCounts
+
+__all__ = [
+    "Choice",
+    "LMCall",
+    "Recording",
+    "RolloutHandle",
+    "Spool",
+    "SpoolCounts",
+    "is_program",
+    "module",
+    "policy",
+    "program",
+    "record_call",
+    "recording",
+    "reward",
+    "rollout",
+    "scoring",
+    "spool_folder",
+    "tool",
+]

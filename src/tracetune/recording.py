@@ -1,0 +1,57 @@
+"""`record`: everything inside is recorded, decorated functions and LM clients alike."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+from opentelemetry.sdk.trace import SpanProcessor
+
+from tracetune import adapters, tracer
+from tracetune.tracer import Recording
+
+
+@contextmanager
+def record(
+    store: str | os.PathLike[str],
+    *,
+    run: str = "default",
+    split: str | None = None,
+    step: int | None = None,
+    processors: Sequence[SpanProcessor] = (),
+    redact: Callable[[str], str] | None = None,
+    instrument: Sequence[str] | None = None,
+) -> Iterator[Recording]:
+    """Record decorated functions and their LM calls to the spool beside a store.
+
+    Inside another recording to the same store, only run, split and step change.
+
+    Args:
+        store: path of the DuckDB file; it need not exist.
+        run: the name that rollouts are recorded under.
+        split: "train", "val" or None.
+        step: the training step that makes the rollouts.
+        processors: OpenTelemetry span processors that also receive every span.
+        redact: given every captured text, gives the text to keep.
+        instrument: the adapters to switch on meanwhile; by default all whose package is
+            installed.
+
+    Yields:
+        The recording: its `path`, its `counts`, and `flush()`.
+
+    Raises:
+        InvalidInput: if another store is being recorded to, or there is no such adapter.
+        MissingDependency: if an adapter's package is not installed.
+
+    Example:
+        >>> with record("traces.duckdb", run="try-1"):  # doctest: +SKIP
+        ...     find("…")
+    """
+    with ExitStack() as undo:
+        for name in adapters.available() if instrument is None else instrument:
+            adapters.instrument(name)
+            undo.callback(adapters.uninstrument, name)
+        yield undo.enter_context(
+            tracer.recording(store, run=run, split=split, step=step, processors=processors, redact=redact)
+        )

@@ -1,0 +1,207 @@
+"""What a decorated function records: its span, from entry to result or exception.
+
+Nothing here raises into the program or changes what it gives: where recording itself
+fails the function runs as if it were not decorated, and one warning says so.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from opentelemetry import context as otel_context
+from opentelemetry.context import Context
+from opentelemetry.trace import SpanKind
+
+from tracetune.errors import InvalidInput
+from tracetune.tracer import names, sources
+from tracetune.tracer.outcomes import record_failure
+from tracetune.tracer.rollouts import RolloutHandle
+from tracetune.tracer.scope import Execution, Executions, Scope, Setting, current_scope, with_scope_and_span
+from tracetune.tracer.session import Session
+from tracetune.tracer.spans import RecordedSpan
+
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
+class Traced:
+    """A decorated function: its name, its parameters, and how an execution of it begins.
+
+    Args:
+        kind: "program", "module" or "tool".
+        function: what is decorated.
+        name: the module's name; the function's own by default.
+        key: given the arguments it names, gives the execution's key.
+    """
+
+    def __init__(
+        self, kind: str, function: Callable[..., Any], name: str | None, key: Callable[..., object] | None
+    ) -> None:
+        self.kind = kind
+        self.name: str = name or getattr(function, "__name__", None) or type(function).__name__
+        self._key = key
+        parameters = _parameters(function)
+        self._positional = [name for name, parameter in parameters.items() if parameter.kind in _POSITIONAL]
+        self._rest = next((name for name, p in parameters.items() if p.kind is p.VAR_POSITIONAL), "args")
+        # The instance or class that a method is called on is no input of the program's.
+        self._owner = self._positional[0] if self._positional and self._positional[0] in ("self", "cls") else None
+        self._defaults = {name: p.default for name, p in parameters.items() if p.default is not p.empty}
+        self._key_names = self._names_of_key(key, parameters) if key is not None else ()
+
+    def _names_of_key(self, key: Callable[..., object], parameters: Mapping[str, inspect.Parameter]) -> tuple[str, ...]:
+        takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+        wanted = tuple(_parameters(key))
+        unknown = [name for name in wanted if name not in parameters]
+        if unknown and not takes_any:
+            raise InvalidInput(
+                f"the key of {self.kind} {self.name!r} asks for {', '.join(unknown)}, but the function's arguments are "
+                f"{', '.join(parameters) or 'none'}; name its arguments as the function does"
+            )
+        return wanted
+
+    def begin(self, recorder: Session, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> OpenExecution | None:
+        """Open the span of an execution in the present context; None where that failed."""
+        try:
+            return self._begin(recorder, args, kwargs)
+        except Exception as error:  # noqa: BLE001  tracing must not raise into the program
+            _complain(recorder, self, error)
+            return None
+
+    def _begin(self, recorder: Session, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> OpenExecution:
+        parent_context = otel_context.get_current()
+        scope = current_scope(recorder, parent_context)
+        arguments = dict(zip(self._positional, args, strict=False))
+        if len(args) > len(self._positional):
+            arguments[self._rest] = args[len(self._positional) :]
+        arguments.update(kwargs)
+        key = self._key_of(recorder, arguments) if self._key is not None else ""
+        if self._owner is not None:
+            arguments.pop(self._owner, None)
+        input_json, is_shortened = recorder.capture.json(arguments)
+
+        rollout, executions, is_root = scope.rollout, scope.executions, False
+        if self.kind == "program" and rollout is None:
+            setting = scope.setting
+            if setting.session is None:
+                setting = Setting(recorder, setting.run, setting.split, setting.step, setting.policy)
+            rollout = RolloutHandle(setting, id=sources.new_id(), example_id=None, index=0)
+            executions = rollout.executions
+        if rollout is not None:
+            is_root = self.kind == "program" and scope.call_kind == "call" and rollout.claim(self.name, arguments)
+            if not rollout.has_started:
+                rollout.start(input_json if is_root else "")
+        if executions is None:
+            executions = Executions()  # a module that is called outside any program
+
+        execution = Execution(self.name, key, scope.execution)
+        execution.enter(executions)
+        inner = Scope(scope.setting, rollout, executions, execution, None, scope.call_kind)
+        attributes = inner.attributes()
+        attributes[names.KIND] = self.kind
+        attributes[names.MODULE] = self.name
+        attributes[names.KEY] = key
+        attributes[names.INVOCATION] = execution.invocation
+        attributes[names.INPUT] = input_json
+        span = recorder.start_span(
+            self.name, parent_context, attributes, kind=SpanKind.INTERNAL, start_time=sources.now()
+        )
+        execution.span_id = attributes[names.EXECUTION] = span.id
+        if is_root and rollout is not None:
+            rollout.root = span.get_span_context()
+        if execution.is_unordered:
+            recorder.warn_once(
+                f"overlap of {self.name}",
+                f"executions of {self.kind} {self.name!r} overlap, so they can't be aligned by their order; "
+                f"give each branch a key: @{self.kind}(key=lambda …: …)",
+            )
+        context = with_scope_and_span(inner, span, parent_context)
+        return OpenExecution(self, recorder, span, inner, context, is_root, [names.INPUT] if is_shortened else [])
+
+    def _key_of(self, recorder: Session, arguments: Mapping[str, Any]) -> str:
+        try:
+            known = {**self._defaults, **arguments}
+            return str(self._key(**{name: known[name] for name in self._key_names}))  # type: ignore[misc]  # there is one
+        except Exception as error:  # noqa: BLE001  the key is the user's, and must not end the program
+            recorder.warn_once(
+                f"key of {self.name}",
+                f"the key of {self.kind} {self.name!r} raised {type(error).__name__} ({error}); "
+                "such executions have none",
+            )
+            return ""
+
+
+class OpenExecution:
+    """An execution whose span is open.
+
+    Attributes:
+        context: what the function must run in.
+    """
+
+    __slots__ = ("_is_root", "_recorder", "_scope", "_shortened", "_span", "_traced", "context")
+
+    def __init__(
+        self,
+        traced: Traced,
+        recorder: Session,
+        span: RecordedSpan,
+        scope: Scope,
+        context: Context,
+        is_root: bool,
+        shortened: list[str],
+    ) -> None:
+        self.context = context
+        self._traced = traced
+        self._recorder = recorder
+        self._span = span
+        self._scope = scope
+        self._is_root = is_root
+        self._shortened = shortened
+
+    def end(self, result: Any = None, *, error: BaseException | None = None, is_shortened: bool = False) -> None:
+        """Close the span with what the function gave or raised."""
+        try:
+            self._end(result, error, is_shortened)
+        except Exception as failure:  # noqa: BLE001  tracing must not raise into the program
+            _complain(self._recorder, self._traced, failure)
+
+    def _end(self, result: Any, error: BaseException | None, is_shortened: bool) -> None:
+        scope, execution = self._scope, self._scope.execution
+        assert execution is not None  # `begin` made it
+        execution.leave()
+        attributes: dict[str, Any] = {}
+        output_json: str | None = None
+        if error is None:
+            output_json, was_long = self._recorder.capture.json(result)
+            attributes[names.OUTPUT] = output_json
+            if was_long or is_shortened:
+                self._shortened.append(names.OUTPUT)
+        else:
+            record_failure(self._span, error, attributes, self._recorder.capture)
+        if self._shortened:
+            attributes[names.TRUNCATED] = self._shortened
+        if execution.is_unordered:
+            attributes[names.UNORDERED] = True
+        rollout = scope.rollout
+        if rollout is not None:
+            if rollout.is_late(scope.call_kind):
+                attributes[names.LATE] = True
+            if self._is_root:
+                rollout.program_ended(error, result, output_json)
+        self._span.set_attributes(attributes)
+        self._span.end(sources.now())
+
+
+def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return {}  # some built-in functions have none to show
+
+
+def _complain(recorder: Session, traced: Traced, error: Exception) -> None:
+    recorder.warn_once(
+        f"tracing of {traced.name}",
+        f"an execution of {traced.kind} {traced.name!r} could not be recorded ({type(error).__name__}: {error}); "
+        "it ran as if it were not decorated",
+    )

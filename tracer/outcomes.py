@@ -1,0 +1,61 @@
+"""How spans end: ok, or with the exception that ended them."""
+
+from __future__ import annotations
+
+import traceback
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry.trace import Span, Status, StatusCode
+
+from tracetune.errors import FormatError
+from tracetune.tracer import names, sources
+
+if TYPE_CHECKING:
+    from tracetune.tracer.capture import Capture
+
+_FAILED = Status(StatusCode.ERROR)
+
+
+def error_type(error: BaseException) -> str:
+    """The qualified name of an exception's type: `ValueError`, `tracetune.errors.FormatError`."""
+    kind = type(error)
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def status_of(error: BaseException | None) -> str:
+    """The status of a rollout or a span that ended with this exception, or without one."""
+    if error is None:
+        return "ok"
+    return "format_error" if isinstance(error, FormatError) else "error"
+
+
+def record_failure(span: Span, error: BaseException, attributes: dict[str, Any], capture: Capture) -> None:
+    """Say in a span, and in the attributes it is about to be given, why it failed."""
+    attributes[names.STATUS] = status_of(error)
+    attributes[names.ERROR_TYPE] = error_type(error)
+    span.set_status(_FAILED)
+    event = {name: capture.text(text) for name, text in exception_event(error).items()}
+    span.add_event("exception", event, sources.now())
+
+
+def exception_event(error: BaseException) -> dict[str, str]:
+    """The attributes of the event by which a span shows an exception, as the conventions name them."""
+    return {
+        "exception.type": error_type(error),
+        "exception.message": _message(error),
+        "exception.stacktrace": _stacktrace(error),
+    }
+
+
+def _message(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception as raised:  # noqa: BLE001  an exception may fail to speak for itself
+        return f"<no message: {type(raised).__name__}>"
+
+
+def _stacktrace(error: BaseException) -> str:
+    try:
+        return "".join(traceback.format_exception(error))
+    except Exception as raised:  # noqa: BLE001  likewise
+        return f"<no stack trace: {type(raised).__name__}>"

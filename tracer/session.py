@@ -1,0 +1,210 @@
+"""A recording: from its first block to its last, everything goes to one spool.
+
+A process has at most one session, since its spans have one home. Blocks inside it, to
+the same store, share it and change only what they say of the calls inside them.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from opentelemetry import context as otel_context
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import SpanProcessor
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.trace import SpanKind
+
+from tracetune.errors import InvalidInput
+from tracetune.tracer import encoding, foreign, threads
+from tracetune.tracer.capture import Capture, Redact
+from tracetune.tracer.scope import Scope, Setting, current_scope, with_scope
+from tracetune.tracer.spans import RecordedSpan
+from tracetune.tracer.spool import Spool, SpoolCounts
+from tracetune.tracer.warn import warn
+from tracetune.types import Policy
+
+# The session that is on, if any. Read without a lock at every decorated call.
+active: Session | None = None
+_lock = threading.RLock()
+
+_INSTRUMENTATION = InstrumentationScope(encoding.SCOPE_NAME)
+
+
+class Session:
+    """What the recordings to one store have in common while they last."""
+
+    def __init__(self, store: Path, processors: Sequence[SpanProcessor], redact: Redact | None) -> None:
+        self.store = store
+        self.spool = Spool(spool_folder(store))
+        self.capture = Capture(redact)
+        self.processors = tuple(processors)
+        self.scope = Scope(Setting(self))
+        self.depth = 0
+        self._resource = Resource.create()
+        self._warned: set[str] = set()
+
+    def start_span(
+        self, name: str, parent_context: Context, attributes: dict[str, Any], *, kind: SpanKind, start_time: int
+    ) -> RecordedSpan:
+        """Open a span under the one that is current in a context."""
+        span = RecordedSpan(
+            name,
+            parent=trace.get_current_span(parent_context).get_span_context(),
+            kind=kind,
+            attributes=attributes,
+            start_time=start_time,
+            resource=self._resource,
+            instrumentation_scope=_INSTRUMENTATION,
+            ended=self._ended,
+        )
+        for processor in self.processors:
+            try:
+                processor.on_start(span, parent_context)  # type: ignore[arg-type]  # the SDK's class, by its name
+            except Exception as error:  # noqa: BLE001  a backend's trouble is not the program's
+                self._complain(processor, error)
+        return span
+
+    def _ended(self, span: RecordedSpan) -> None:
+        self.spool.write_span(span)
+        for processor in self.processors:
+            try:
+                processor.on_end(span)
+            except Exception as error:  # noqa: BLE001  as above
+                self._complain(processor, error)
+
+    def flush_processors(self) -> None:
+        """Let the user's processors send what they hold; they stay open, being the user's."""
+        for processor in self.processors:
+            try:
+                processor.force_flush()
+            except Exception as error:  # noqa: BLE001  as above
+                self._complain(processor, error)
+
+    def _complain(self, processor: SpanProcessor, error: Exception) -> None:
+        kind = type(processor).__name__
+        self.warn_once(kind, f"the span processor {kind} raised {type(error).__name__} ({error}); it misses spans")
+
+    def warn_once(self, subject: str, message: str) -> None:
+        """Warn of one subject once in the life of this session."""
+        if subject not in self._warned:
+            self._warned.add(subject)
+            warn(message)
+
+
+class Recording:
+    """A block in which everything is recorded.
+
+    Attributes:
+        path: of the store.
+        run: the name that calls inside the block are recorded under.
+        spool: where they are written.
+    """
+
+    def __init__(self, session: Session, run: str) -> None:
+        self.path = session.store
+        self.run = run
+        self.spool = session.spool
+
+    @property
+    def counts(self) -> SpoolCounts:
+        """What this process has written so far."""
+        return self.spool.counts
+
+    def flush(self) -> SpoolCounts:
+        """Force what was written onto the disk; gives the counts."""
+        return self.spool.flush()
+
+
+def spool_folder(store: str | os.PathLike[str]) -> Path:
+    """The folder of a store's spool: `traces.duckdb.spool` beside `traces.duckdb`."""
+    return Path(f"{os.fspath(store)}.spool")
+
+
+@contextmanager
+def recording(
+    store: str | os.PathLike[str],
+    *,
+    run: str = "default",
+    split: str | None = None,
+    step: int | None = None,
+    policy: Policy | None = None,
+    processors: Sequence[SpanProcessor] = (),
+    redact: Redact | None = None,
+) -> Iterator[Recording]:
+    """Record decorated functions and LM calls to the spool beside a store.
+
+    Inside another recording to the same store, only run, split, step and policy change.
+
+    Args:
+        store: path of the DuckDB file; it need not exist.
+        run: the name that rollouts are recorded under.
+        split: "train", "val" or None.
+        step: the training step that makes the rollouts.
+        policy: what `policy` gives inside; by default the same as outside.
+        processors: span processors that also receive every span.
+        redact: given every captured text, gives the text to keep.
+
+    Raises:
+        InvalidInput: if the store is no path, or another one is being recorded to, or a
+            recording inside another asks for processors or a redaction of its own.
+
+    Example:
+        >>> with recording("traces.duckdb", run="try-1") as recorded:  # doctest: +SKIP
+        ...     find("…")
+    """
+    if not isinstance(store, str | os.PathLike):
+        raise InvalidInput(f"a store is the path of a DuckDB file, not {store!r:.80}")
+    session = _enter(Path(os.path.abspath(store)), processors, redact)
+    try:
+        outer = current_scope(session)
+        setting = Setting(session, run, split, step, outer.setting.policy if policy is None else policy)
+        scope = Scope(setting, outer.rollout, outer.executions, outer.execution, outer.lm_call, outer.call_kind)
+        if session.depth == 1:
+            session.scope = scope  # threads that nothing carried a scope to record under the outermost block's
+        token = otel_context.attach(with_scope(scope))
+        try:
+            yield Recording(session, run)
+        finally:
+            otel_context.detach(token)
+    finally:
+        _leave(session)
+
+
+def _enter(store: Path, processors: Sequence[SpanProcessor], redact: Redact | None) -> Session:
+    global active
+    with _lock:
+        if active is None:
+            session = Session(store, processors, redact)
+            threads.carry_context()
+            foreign.copy_to(session)
+            active = session
+        elif active.store != store:
+            raise InvalidInput(
+                f"this process is already recording to {active.store}; leave that block before recording to {store}"
+            )
+        elif processors or redact is not None:
+            raise InvalidInput(
+                f"a recording to {store} is already on; give processors and redact to the outermost block"
+            )
+        active.depth += 1
+        return active
+
+
+def _leave(session: Session) -> None:
+    global active
+    with _lock:
+        session.depth -= 1
+        if session.depth:
+            return
+        active = None
+        threads.stop_carrying()
+        foreign.stop_copying()
+        session.spool.close()
+    session.flush_processors()

@@ -1,0 +1,235 @@
+"""The spool: append-only files beside the store, the one door by which anything is recorded.
+
+Each process appends to a segment of its own, `<utc time>-<pid>-<random>.open.jsonl`,
+renamed to `….jsonl` when it is closed. The writer holds a `flock` on its open segment,
+so a reader can tell a live writer from a dead one. A span or record is one `os.write`
+when it ends: no queue and no thread, so nothing is dropped and `kill -9` loses nothing
+that was written.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+import time
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from opentelemetry.sdk.trace import ReadableSpan
+
+from tracetune.tracer import encoding, names, sources
+from tracetune.tracer.warn import warn
+
+SEGMENT_BYTES = 64 * 1024 * 1024
+
+_SECONDS_BETWEEN_LOOKS = 0.05
+
+_spools: weakref.WeakSet[Spool] = weakref.WeakSet()
+
+
+@dataclass(frozen=True, slots=True)
+class SpoolCounts:
+    """What one process wrote to its spool.
+
+    Attributes:
+        spans: spans written.
+        records: log records written.
+        lost: spans and records that the file system did not take.
+    """
+
+    spans: int = 0
+    records: int = 0
+    lost: int = 0
+
+
+class Spool:
+    """One process's end of a spool folder; safe to use from any thread and after a fork.
+
+    The folder and the segment are made at the first write. Writing never raises: what
+    the file system refuses is counted as lost, and warned of once.
+
+    Args:
+        folder: where the segments stand, by convention `<store path>.spool`.
+        segment_bytes: a segment that has grown beyond this is closed and a new one begun.
+
+    Example:
+        >>> spool = Spool("traces.duckdb.spool")
+        >>> spool.write_record(names.RECORD_JOB, {"job_id": "1", "status": "queued"})  # doctest: +SKIP
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], *, segment_bytes: int = SEGMENT_BYTES) -> None:
+        self.folder = Path(folder).absolute()  # the program may change its working directory
+        self._segment_bytes = segment_bytes
+        self._begin()
+        _spools.add(self)
+
+    def _begin(self) -> None:
+        # Re-entrant: the garbage collector may end an abandoned generator, and so its span, in the middle of a write.
+        self._lock = threading.RLock()
+        self._descriptor = -1
+        self._segment: Path | None = None
+        self._size = 0
+        self._seen = 0
+        self._next_look = 0.0
+        self._is_torn = False
+        self._has_warned = False
+        self._spans = 0
+        self._records = 0
+        self._lost = 0
+
+    @property
+    def counts(self) -> SpoolCounts:
+        """What this process has written so far."""
+        return SpoolCounts(self._spans, self._records, self._lost)
+
+    def write_span(self, span: ReadableSpan) -> None:
+        """Append one ended span."""
+        line = encoding.span_line(span)
+        with self._lock:
+            if self._append(line):
+                self._spans += 1
+
+    def write_record(
+        self, event_name: str, body: Mapping[str, Any], *, attributes: Mapping[str, Any] | None = None
+    ) -> str:
+        """Append one log record.
+
+        Args:
+            event_name: one of `names.RECORD_*`.
+            body: what JSON can express.
+            attributes: scope attributes (`names.RUN` and so on); those that are None are left out.
+
+        Returns:
+            The record's id.
+        """
+        record_id = sources.new_id()
+        known = {name: value for name, value in (attributes or {}).items() if value is not None}
+        line = encoding.record_line(event_name, body, {names.RECORD_ID: record_id, **known}, sources.now())
+        with self._lock:
+            if self._append(line):
+                self._records += 1
+        return record_id
+
+    def flush(self) -> SpoolCounts:
+        """Force what was written onto the disk."""
+        with self._lock:
+            self._sync()
+            return self.counts
+
+    def close(self) -> None:
+        """Close the segment and give it its final name; a later write begins another."""
+        with self._lock:
+            self._close_segment()
+
+    def _append(self, line: bytes) -> bool:
+        """Write one whole line, and give whether it was; the caller holds the lock."""
+        try:
+            if self._descriptor >= 0 and time.monotonic() >= self._next_look:
+                self._look_for_segment()
+            if self._descriptor < 0:
+                self._open_segment()
+            self._write(line)
+        except OSError as error:
+            self._lost += 1
+            self._complain(error)
+            return False
+        if self._size >= self._segment_bytes:
+            self._close_segment()
+        return True
+
+    def _complain(self, error: OSError) -> None:
+        if not self._has_warned:
+            self._has_warned = True
+            warn(
+                f"the spool {self.folder} can't be written to ({error}); free the disk or mend the folder: "
+                "what is recorded until then is lost, and counted"
+            )
+
+    def _write(self, data: bytes) -> None:
+        rest = b"\n" + data if self._is_torn else data
+        written = os.write(self._descriptor, rest)
+        while written < len(rest):
+            self._is_torn = True  # until the rest is there
+            rest = rest[written:]
+            written = os.write(self._descriptor, rest)
+        self._is_torn = False
+        self._size += len(data)
+
+    def _look_for_segment(self) -> None:
+        """Begin another segment if this one was deleted, with what was written since it was last seen.
+
+        A deleted file goes on taking what is written to it, but nobody else will ever read that.
+        """
+        state = os.fstat(self._descriptor)
+        self._next_look = time.monotonic() + _SECONDS_BETWEEN_LOOKS
+        if state.st_nlink:
+            self._seen = state.st_size
+            return
+        unseen = os.pread(self._descriptor, state.st_size - self._seen, self._seen)
+        self._forget_segment()
+        if not unseen:
+            return
+        try:
+            self._open_segment()
+            self._write(unseen)
+        except OSError:
+            self._lost += unseen.count(b"\n")
+            raise
+
+    def _open_segment(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        stem = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}-{os.getpid()}-{os.urandom(4).hex()}"
+        # Locked before it gets the name that readers look for: they never see a live segment without its lock.
+        nascent, segment = self.folder / f"{stem}.new", self.folder / f"{stem}.open.jsonl"
+        descriptor = os.open(nascent, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            nascent.rename(segment)
+        except OSError:
+            os.close(descriptor)
+            raise
+        self._descriptor, self._segment, self._size, self._is_torn = descriptor, segment, 0, False
+        self._seen, self._next_look = 0, time.monotonic() + _SECONDS_BETWEEN_LOOKS
+
+    def _close_segment(self) -> None:
+        self._sync()
+        segment = self._segment
+        if segment is None:
+            return
+        try:
+            segment.rename(segment.with_name(segment.name.removesuffix(".open.jsonl") + ".jsonl"))
+        except OSError as error:
+            self._complain(error)  # unlocked, it will be taken for a dead writer's, and read all the same
+        self._forget_segment()
+
+    def _forget_segment(self) -> None:
+        os.close(self._descriptor)
+        self._descriptor, self._segment = -1, None
+
+    def _sync(self) -> None:
+        if self._descriptor >= 0:
+            try:
+                self._look_for_segment()
+                if self._descriptor >= 0:
+                    os.fsync(self._descriptor)
+            except OSError as error:
+                self._complain(error)
+
+    def _leave_to_parent(self) -> None:
+        """After a fork, in the child: the segment is the parent's, and so is a lock that one of its threads held."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+        self._begin()
+
+
+def _leave_all_to_parent() -> None:
+    for spool in list(_spools):
+        spool._leave_to_parent()
+
+
+os.register_at_fork(after_in_child=_leave_all_to_parent)
