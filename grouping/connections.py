@@ -1,0 +1,91 @@
+"""One DuckDB connection for one call: who may open the file, and what to say when nobody may.
+
+DuckDB lets one process write, or several read. A connection is opened for one call and
+closed after it, so its lock lives as long. Threads of this process take turns; another
+process is waited for.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import duckdb
+
+from tracetune.errors import StoreLocked, StoreNotFound, StoreVersionError
+
+_HOLDER = re.compile(r"Conflicting lock is held in (?P<command>.*?)\s*\(PID (?P<pid>\d+)\)", re.DOTALL)
+_POLL_SECONDS = 0.02
+_turns: dict[Path, threading.RLock] = {}
+_turns_lock = threading.Lock()
+
+
+@contextmanager
+def connected(path: Path, *, read_only: bool, wait: float) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A connection to a store's file, closed at the end of the block.
+
+    Raises:
+        StoreLocked: if another process still holds the file after `wait` seconds.
+        StoreNotFound: if it is to be read and is not there, or its folder is missing.
+        StoreVersionError: if it is not a DuckDB file.
+    """
+    with _turn(path):
+        connection = _connect(path, read_only=read_only, wait=wait)
+        try:
+            yield connection
+        finally:
+            connection.close()
+
+
+def _turn(path: Path) -> threading.RLock:
+    with _turns_lock:
+        return _turns.setdefault(path, threading.RLock())
+
+
+def _connect(path: Path, *, read_only: bool, wait: float) -> duckdb.DuckDBPyConnection:
+    deadline = time.monotonic() + wait
+    while True:
+        try:
+            return duckdb.connect(path, read_only=read_only)
+        except duckdb.IOException as error:
+            message = str(error)
+            if "Could not set lock" not in message:
+                raise _unreadable(path, message) from error
+            if time.monotonic() >= deadline:
+                raise StoreLocked(_held(path, message, wait)) from error
+        time.sleep(_POLL_SECONDS)
+
+
+def _held(path: Path, message: str, wait: float) -> str:
+    holder = _HOLDER.search(message)
+    whom = (
+        f"process {holder['pid']} ({_command(int(holder['pid'])) or holder['command']})"
+        if holder
+        else "another process"
+    )
+    return f"{path} is held by {whom}; wait for it, or pass wait={max(30, round(3 * wait))}"
+
+
+def _command(pid: int) -> str:
+    """The command line of a process, where the system tells."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").split()
+    except OSError:
+        return ""
+    return " ".join(words)[:120]
+
+
+def _unreadable(path: Path, message: str) -> StoreNotFound | StoreVersionError:
+    if not path.parent.is_dir():
+        return StoreNotFound(
+            f"there is no folder {path.parent} for the store {path.name}; create it, or give another path"
+        )
+    if not path.exists():
+        return StoreNotFound(f"there is no store at {path}; record into it first, or give another path")
+    if "not a valid DuckDB database" in message:
+        return StoreVersionError(f"{path} is not a tracetune store, nor any DuckDB file; give another path")
+    return StoreVersionError(f"{path} cannot be opened as a store: {message.splitlines()[0]}")

@@ -1,0 +1,69 @@
+"""What a query gave: a table in memory, in the form the reader likes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tracetune.errors import MissingDependency
+
+if TYPE_CHECKING:
+    import polars as pl
+    import pyarrow as pa
+
+
+class Result:
+    """The rows of a query; they stay as they are whatever happens to the store.
+
+    Example:
+        >>> from tracetune.grouping import Store
+        >>> Store("traces.duckdb").sql("SELECT 1 AS one, 'a' AS letter").rows()
+        [{'one': 1, 'letter': 'a'}]
+    """
+
+    def __init__(self, table: pa.Table) -> None:
+        self._table = table
+
+    def __len__(self) -> int:
+        return int(self._table.num_rows)
+
+    def __repr__(self) -> str:
+        return f"<Result: {len(self)} rows of {', '.join(self.columns)}>"
+
+    @property
+    def columns(self) -> list[str]:
+        """The names of the columns, in order."""
+        return list(self._table.column_names)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One dictionary a row."""
+        rows: list[dict[str, Any]] = self._table.to_pylist()
+        return rows
+
+    def arrow(self) -> pa.Table:
+        """A `pyarrow.Table`."""
+        return self._table
+
+    def df(self) -> Any:  # pandas has no types of its own
+        """A pandas data frame.
+
+        Raises:
+            MissingDependency: if pandas is not installed.
+        """
+        try:
+            return self._table.to_pandas()
+        except ModuleNotFoundError as error:
+            raise MissingDependency("df() needs pandas; pip install pandas, or use rows() or arrow()") from error
+
+    def pl(self) -> pl.DataFrame:
+        """A polars data frame.
+
+        Raises:
+            MissingDependency: if polars is not installed.
+        """
+        try:
+            import polars as pl
+        except ModuleNotFoundError as error:
+            raise MissingDependency("pl() needs polars; pip install polars, or use rows() or arrow()") from error
+        frame = pl.from_arrow(self._table)
+        assert isinstance(frame, pl.DataFrame)
+        return frame

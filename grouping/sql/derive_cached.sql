@@ -1,0 +1,12 @@
+-- In: touched(rollout_id); call_rows
+-- Out: call_rows.cached, on every call whose response an earlier call had already been given
+UPDATE call_rows SET cached = (call_rows.started_at, call_rows.span_id) > first_call
+FROM (
+    SELECT response_id, min((started_at, span_id)) AS first_call
+    FROM call_rows
+    WHERE NOT shadowed AND response_id IN (SELECT response_id FROM call_rows WHERE rollout_id IN (FROM touched))
+    GROUP BY response_id
+) AS answered
+WHERE call_rows.response_id = answered.response_id
+  AND NOT shadowed
+  AND cached <> ((call_rows.started_at, call_rows.span_id) > first_call);

@@ -1,0 +1,247 @@
+"""The store: one DuckDB file, and the spool beside it that everything comes in by.
+
+Every call opens the file, takes in what the spool holds by then, answers, and closes
+it again, so what was recorded a moment ago is there and other processes have their turn.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import duckdb
+
+from tracetune.errors import InvalidInput, QueryError, StoreError, StoreNotFound, UnknownId
+from tracetune.grouping import ingest, schema, segments
+from tracetune.grouping.batches import group_batch
+from tracetune.grouping.connections import connected
+from tracetune.grouping.ingest import IngestReport
+from tracetune.grouping.programmatic import RolloutRow, write_rollouts
+from tracetune.grouping.results import Result
+from tracetune.grouping.scores import score_rows
+from tracetune.tracer import names
+from tracetune.tracer.spool import Spool
+from tracetune.types import GroupBatch, Grouping
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+
+class Store:
+    """The traces, completions and scores of programs, as SQL.
+
+    Args:
+        path: the DuckDB file; it is created where it is missing, its folder is not.
+        wait: seconds to wait for another process that holds the file.
+        read_only: refuse everything that would change what is recorded. Traces that wait
+            in the spool are taken in all the same, where the file may be written.
+
+    Raises:
+        StoreNotFound: if it is to be read only and there is neither a store nor a spool,
+            or its folder is missing.
+        StoreVersionError: if the file is not a tracetune store, or a newer one.
+        StoreLocked: if another process holds it for longer than `wait`.
+
+    Example:
+        >>> store = Store("traces.duckdb")
+        >>> ids = store.add_rollouts([{"example_id": "q1", "reward": 0.5, "calls": [{"module": "hop"}]}])
+        >>> store.sql("SELECT module, avg(reward) AS reward FROM calls GROUP BY module").rows()
+        [{'module': 'hop', 'reward': 0.5}]
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, wait: float = 10.0, read_only: bool = False) -> None:
+        self.path = Path(path).absolute()
+        self.read_only = read_only
+        self._wait = wait
+        self._spool_folder = segments.spool_folder(self.path)
+        if read_only and not self.path.exists() and not self._spool_folder.exists():
+            raise StoreNotFound(f"there is no store at {path}; record into it first, or give another path")
+        self._prepare()
+
+    def __repr__(self) -> str:
+        return f"Store({str(self.path)!r})"
+
+    def sql(
+        self, query: str, params: Sequence[Any] | Mapping[str, Any] | None = None, *, write: bool = False
+    ) -> Result:
+        """The answer to a query over the views and tables of `docs/store.md`, read into memory.
+
+        Args:
+            query: one SQL statement, or several: the last one's answer counts.
+            params: values for `?` or `$name` in the query.
+            write: allow statements that change the store; you are on your own then.
+
+        Raises:
+            QueryError: if DuckDB refuses the query, or it writes without `write=True`.
+
+        Example:
+            >>> Store("empty.duckdb").sql("SELECT count(*) AS n FROM calls WHERE run = ?", ["try-1"]).rows()
+            [{'n': 0}]
+        """
+        if write:
+            self._refuse_if_read_only("sql(write=True)")
+        self.ingest()
+        with self._connected(read_only=not write) as connection:
+            try:
+                answer = connection.execute(query, params)
+                return Result(answer.to_arrow_table())
+            except duckdb.Error as error:
+                raise QueryError(_reason(error)) from error
+
+    def ingest(self) -> IngestReport:
+        """Take in what the spool holds; every other method does this first."""
+        if not segments.segments(self._spool_folder) or (self.read_only and not os.access(self.path, os.W_OK)):
+            return IngestReport()
+        with self._connected(read_only=True) as connection:
+            if not ingest.is_pending(connection, self._spool_folder):
+                return IngestReport()
+        with self._connected(read_only=False) as connection:
+            return ingest.ingest(connection, self._spool_folder)
+
+    def add_rollouts(self, rollouts: Iterable[RolloutRow | Mapping[str, Any]]) -> list[str]:
+        """Record rollouts that no tracer saw: of tests, or from logs of another kind.
+
+        Returns:
+            Their ids, in order.
+
+        Raises:
+            InvalidInput: if a row is not a rollout; none of them is recorded then.
+
+        Example:
+            >>> call = {"module": "hop", "completion": "carl"}
+            >>> Store("added.duckdb").add_rollouts([{"id": "r1", "example_id": "q1", "reward": 1.0, "calls": [call]}])
+            ['r1']
+        """
+        self._refuse_if_read_only("add_rollouts")
+        with self._spool() as spool:
+            ids = write_rollouts(spool, rollouts)
+        self.ingest()
+        return ids
+
+    def reward(
+        self,
+        rollout_id: str | None,
+        value: float,
+        *,
+        call_id: str | None = None,
+        module: str | None = None,
+        name: str = "reward",
+        source: str = "user",
+        feedback: str = "",
+    ) -> None:
+        """Score a rollout, one of its calls, or what one of its modules did.
+
+        The latest score of name "reward" counts. A late score changes later groups,
+        never a batch that was trained on.
+
+        Raises:
+            InvalidReward: if the value is not a finite number.
+            UnknownId: if the store has no such rollout or call.
+        """
+        self.rewards(
+            [
+                {
+                    "rollout_id": rollout_id,
+                    "value": value,
+                    "call_id": call_id,
+                    "module": module,
+                    "name": name,
+                    "source": source,
+                    "feedback": feedback,
+                }
+            ]
+        )
+
+    def rewards(self, table: Any) -> int:
+        """Score many rollouts or calls at once, from a table.
+
+        Args:
+            table: rows (mappings), an Arrow table, or a pandas or polars frame, with
+                `value` and `rollout_id` or `call_id`, and optionally `module`, `name`,
+                `source` and `feedback`.
+
+        Returns:
+            How many scores were recorded.
+
+        Raises:
+            InvalidInput: if a column is missing or not known.
+            InvalidReward: if a value is not a finite number; nothing is recorded then.
+            UnknownId: if the store lacks one of the rollouts or calls; nothing is recorded then.
+        """
+        self._refuse_if_read_only("reward")
+        scores = score_rows(table)
+        self._check_ids("rollout", "rollouts", "rollout_id", {score["rollout_id"] for score in scores})
+        self._check_ids("call", "calls", "call_id", {score["call_id"] for score in scores})
+        with self._spool() as spool:
+            for score in scores:
+                spool.write_record(names.RECORD_SCORE, score)
+        self.ingest()
+        return len(scores)
+
+    def groups(self, grouping: Grouping | None = None, where: str | None = None) -> GroupBatch:
+        """The groups that a trainer learns from.
+
+        Args:
+            grouping: how calls are aligned; `Grouping()` where it is not given.
+            where: a condition in SQL over the columns of `calls`.
+
+        Raises:
+            QueryError: if DuckDB refuses the condition.
+
+        Example:
+            >>> len(Store("empty.duckdb").groups(Grouping(size=8), where="run = 'try-1'"))
+            0
+        """
+        self.ingest()
+        with self._connected(read_only=True) as connection:
+            return group_batch(connection, grouping or Grouping(), where)
+
+    def _prepare(self) -> None:
+        if self.path.exists():
+            with self._connected(read_only=True) as connection:
+                if schema.is_current(connection, self.path):
+                    return
+        with self._connected(read_only=False) as connection:
+            schema.prepare(connection, self.path)
+
+    def _connected(self, *, read_only: bool) -> AbstractContextManager[DuckDBPyConnection]:
+        return connected(self.path, read_only=read_only, wait=self._wait)
+
+    @contextmanager
+    def _spool(self) -> Iterator[Spool]:
+        spool = Spool(self._spool_folder)
+        try:
+            yield spool
+        finally:
+            spool.close()
+        if lost := spool.counts.lost:
+            raise StoreError(
+                f"{lost} records could not be written to {self._spool_folder}; free the disk or mend the folder"
+            )
+
+    def _refuse_if_read_only(self, what: str) -> None:
+        if self.read_only:
+            raise InvalidInput(
+                f"{what} changes the store, and {self.path} was opened with read_only=True; open it without"
+            )
+
+    def _check_ids(self, what: str, view: str, column: str, ids: set[str | None]) -> None:
+        asked = sorted(one for one in ids if one is not None)
+        if not asked:
+            return
+        known = f"SELECT {column} FROM {view}"  # noqa: S608  our own names
+        missing = self.sql(f"FROM (SELECT unnest(?) AS id) WHERE id NOT IN ({known}) ORDER BY id", [asked]).rows()
+        if missing:
+            more = f" (nor {len(missing) - 1} others)" if len(missing) > 1 else ""
+            raise UnknownId(f"{self.path} has no {what} {missing[0]['id']!r}{more}; see {known}")
+
+
+def _reason(error: duckdb.Error) -> str:
+    """DuckDB's message as one sentence, without its picture of the query."""
+    message = str(error).split("\n\nLINE ")[0]
+    if "read-only mode" in message:
+        return "sql() reads; pass write=True to change the store"
+    return " ".join(message.split())

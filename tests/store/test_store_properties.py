@@ -1,0 +1,184 @@
+"""Properties of ingest: order, chunks and repetition change nothing, and both decoders mean the same."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+import duckdb
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from store.spool_lines import START, a_rollout, span
+
+from tracetune.grouping import ingest, schema
+from tracetune.grouping.otlp import decode
+from tracetune.grouping.plain import decode_plain
+from tracetune.grouping.records import arrow_table
+from tracetune.grouping.rows import CALLS, SPANS
+from tracetune.tracer import names
+
+LINES = [line for number in range(3) for line in a_rollout(number)] + [
+    span("outer", 900, parent=100, trace_id=100, KIND="lm", ROLLOUT_ID="r0", RESPONSE_ID="response-110", MODULE="hop"),
+    span("inner", 901, parent=900, trace_id=100, KIND="lm", ROLLOUT_ID="r0", MODULE="hop", LM_PARENT=f"{900:016x}"),
+    b'{"resourceLogs": cut',
+]
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A fresh store's file, to be copied."""
+    path = tmp_path_factory.mktemp("prepared") / "traces.duckdb"
+    with duckdb.connect(path) as connection:
+        schema.prepare(connection, path)
+    return path.read_bytes()
+
+
+def rows_of(connection):
+    """Every row of every table but the segments', whose names and counts differ with how lines were cut."""
+    listed = connection.execute("SELECT table_name FROM duckdb_tables() WHERE NOT temporary ORDER BY ALL").fetchall()
+    return {
+        name: sorted(connection.execute(f"FROM {name}").fetchall(), key=repr)
+        for (name,) in listed
+        if name != "segments" and not name.startswith("schema_")
+    }
+
+
+def ingested(prepared, segments, *, chunk_bytes, rounds):
+    """The rows of a store that took in those segments, a few of them in each round."""
+    with tempfile.TemporaryDirectory() as folder:
+        path, spool = Path(folder) / "traces.duckdb", Path(folder) / "spool"
+        path.write_bytes(prepared)
+        spool.mkdir()
+        with duckdb.connect(path) as connection:
+            for first in range(0, len(segments), rounds):
+                for number, lines in enumerate(segments[first : first + rounds], first):
+                    (spool / f"{number}-1-a.jsonl").write_bytes(b"".join(line.rstrip(b"\n") + b"\n" for line in lines))
+                ingest.ingest(connection, spool, chunk_bytes=chunk_bytes)
+            return rows_of(connection)
+
+
+@pytest.fixture(scope="module")
+def in_one_go(prepared):
+    """The rows of a store that took in all lines at once."""
+    return ingested(prepared, [LINES], chunk_bytes=1 << 20, rounds=1)
+
+
+@settings(max_examples=4, deadline=None)
+@given(data=st.data())
+def test_the_order_of_lines_and_how_they_are_cut_change_nothing(prepared, in_one_go, data):
+    """The same lines in any order, in any segments and chunks, some of them twice, give the same tables."""
+    lines = data.draw(st.permutations(LINES)) + data.draw(st.lists(st.sampled_from(LINES), max_size=5))
+    cuts = sorted(data.draw(st.sets(st.integers(1, len(lines) - 1), max_size=3)))
+    segments = [lines[start:end] for start, end in zip([0, *cuts], [*cuts, len(lines)], strict=True)]
+    chunk_bytes = data.draw(st.sampled_from([2_000, 1 << 20]))
+    rounds = data.draw(st.integers(1, 4))
+    assert ingested(prepared, segments, chunk_bytes=chunk_bytes, rounds=rounds) == in_one_go
+
+
+texts = st.text(max_size=8)
+parts = st.fixed_dictionaries(
+    {"type": st.sampled_from(["text", "text", "reasoning"]), "content": texts}, optional={"extra": texts}
+)
+messages = st.lists(
+    st.fixed_dictionaries(
+        {"role": st.sampled_from(["user", "assistant"]), "parts": st.lists(parts, min_size=1, max_size=2)},
+        optional={"finish_reason": st.sampled_from(["stop", "", None])},
+    ),
+    max_size=2,
+)
+
+
+@st.composite
+def spans(draw):
+    """A span as the tracer might write it, and as it never would."""
+    attributes = draw(
+        st.fixed_dictionaries(
+            {"KIND": st.sampled_from(["lm", "lm", "lm", "module", "program"])},
+            optional={
+                "ROLLOUT_ID": texts,
+                "EXAMPLE_ID": texts,
+                "MODULE": texts,
+                "KEY": texts,
+                "STEP": st.integers(0, 9),
+                "TURN": st.integers(0, 2),
+                "STATUS": st.sampled_from(["", "ok", "error"]),
+                "LATE": st.booleans(),
+                "INPUT": st.just('{"a":1}'),
+                "TRUNCATED": st.lists(texts, max_size=2),
+                "FINISH_REASONS": st.lists(st.sampled_from(["stop", ""]), max_size=2),
+                "TEMPERATURE": st.sampled_from([0, 1, 0.5, 1e-7]),
+                "STOP": st.lists(texts, max_size=2),
+                "REQUEST_MODEL": texts,
+                "RESPONSE_MODEL": texts,
+                "INPUT_MESSAGES": messages.map(compact) | st.sampled_from(["", "[", "{}", "null"]),
+                "OUTPUT_MESSAGES": messages.map(compact) | st.sampled_from(["", "[", "{}", "null"]),
+            },
+        )
+    )
+    scope = draw(st.sampled_from(["tracetune", "tracetune", "another"]))
+    return span("name", draw(st.integers(1, 9)), parent=draw(st.sampled_from([None, 5])), scope=scope, **attributes)
+
+
+def compact(value):
+    """JSON as the tracer writes it."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def comparable(row):
+    """A row whose JSON texts are values."""
+    read = dict(row)
+    for name in ("sampling", "messages", "resource"):
+        if read.get(name) is not None:
+            read[name] = json.loads(read[name])
+    return read
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(spans(), min_size=1, max_size=12))
+def test_the_quick_way_and_the_careful_way_read_the_same(lines):
+    """What DuckDB makes of a plain line is what the decoder in Python makes of it."""
+    with duckdb.connect() as connection:
+        numbered = list(enumerate(lines))
+        others = {number for number, _ in decode_plain(connection, numbered)}
+        plain = [pair for pair in numbered if pair[0] not in others]
+        decoded = decode(plain)
+        for source, schema_, rows in (("plain_spans", SPANS, decoded.spans), ("plain_calls", CALLS, decoded.calls)):
+            columns = ", ".join(schema_.names)
+            order = "ORDER BY number" + (", choice" if source == "plain_calls" else "")
+            quick = connection.execute(f"SELECT {columns} FROM {source} {order}").to_arrow_table()
+            careful = arrow_table(schema_, rows)
+            assert [comparable(row) for row in quick.to_pylist()] == [comparable(row) for row in careful.to_pylist()]
+
+
+def test_the_tracers_own_lines_take_the_quick_way(tmp_path):
+    """No span of an ordinary rollout is left to the decoder in Python."""
+    numbered = list(enumerate(a_rollout()))
+    with duckdb.connect() as connection:
+        left = decode_plain(connection, numbered)
+    assert [line[:20] for _, line in left] == [b'{"resourceLogs":[{"r'] * 6
+
+
+def test_the_rows_that_ingest_writes_are_those_of_the_migrations(prepared, tmp_path):
+    """Columns declared in Python are columns of the tables, of the same types."""
+    path = tmp_path / "traces.duckdb"
+    path.write_bytes(prepared)
+    with duckdb.connect(path) as connection:
+        declared = {"spans": SPANS, "call_rows": CALLS} | {
+            table.table: table.schema for table in ingest.RECORDS.values()
+        }
+        for name, columns in declared.items():
+            table = connection.execute(f"FROM {name}").to_arrow_table().schema
+            assert {column.name: table.field(column.name).type for column in columns if column.name != "members"} == {
+                column.name: column.type for column in columns if column.name != "members"
+            }
+
+
+def test_times_are_kept_to_the_nanosecond(prepared):
+    """A span's start is not rounded where it is stored."""
+    rows = ingested(prepared, [[span("a", 1, at=7, lasts=5, KIND="tool")]], chunk_bytes=1 << 20, rounds=1)
+    with duckdb.connect() as connection:
+        (at,) = connection.execute("SELECT make_timestamp_ns(?)", [START + 7]).fetchone()
+    assert [row[5] for row in rows["spans"]] == [at]
+    assert names.KIND not in str(rows["spans"][0][33])
