@@ -1,0 +1,326 @@
+"""The decode loop: one thread that gives every row its next token, over and over.
+
+Between two tokens rows are admitted, finished rows leave their slot, and rows whose
+client has left are let go. The model is the trainer's own object, so nothing is decoded
+while the trainer holds it (`exclusive`), and nothing is trained while a row is active.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from tracetune.errors import EndpointError
+from tracetune.trainers.endpoint.cache import RowCache
+from tracetune.trainers.endpoint.prefixes import Prefixes
+from tracetune.trainers.endpoint.problems import Problem
+from tracetune.trainers.endpoint.rows import Piece, Row
+from tracetune.trainers.endpoint.sampling import Drawn, Sampler
+from tracetune.trainers.endpoint.text import Decode
+from tracetune.types import Journal
+
+# Requests that come together are admitted together: while nothing is being decoded, the
+# loop waits until none has come for a moment, and no longer than a few moments.
+QUIET_SECONDS = 0.002
+GATHER_SECONDS = 0.02
+# New prompt tokens that are prefilled between two tokens of the rows being decoded, so
+# that a burst of prompts does not hold those up.
+PREFILL_TOKENS_BETWEEN = 1024
+
+
+class Decoder:
+    """Decodes rows of one model, in a thread of its own."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        version: str,
+        journal: Journal,
+        max_rows: int,
+        threads: int,
+        post: Callable[[list[Piece]], None],
+    ) -> None:
+        """Take a model.
+
+        Args:
+            model: shared with whoever trains it.
+            tokenizer: its tokenizer.
+            version: the version of its weights.
+            journal: gets every finished row before its client does.
+            max_rows: how many rows are decoded at once.
+            threads: how many threads torch may use for it.
+            post: hands pieces to the event loop.
+        """
+        _check_attention(model)
+        self.version = version
+        self.completions_served = 0
+        self._model = model
+        self._decode = _decode(tokenizer)
+        self._end_tokens = _end_tokens(model, tokenizer)
+        self._journal = journal
+        self._max_rows = max_rows
+        self._threads = threads
+        self._post = post
+        self._cache = RowCache()
+        self._prefixes = Prefixes(model)
+        self._rows: list[Row] = []
+        self._sampler: Sampler | None = None
+        self._outbox: list[Piece] = []
+        self._waiting: deque[Row] = deque()
+        self._changed = threading.Condition()
+        self._exclusive = threading.Lock()
+        self._held = False
+        self._busy = False
+        self._stopping = False
+        self._training_modules: list[torch.nn.Module] = []
+        self._thread = threading.Thread(target=self._run, name="tracetune-decoder", daemon=True)
+
+    def start(self) -> None:
+        """Start decoding."""
+        self._to_eval_mode()
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop: rows that are not finished are recorded as cancelled and refused."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+        self._thread.join()
+        self._to_own_mode()
+
+    def submit(self, rows: Sequence[Row]) -> None:
+        """Put rows in the queue."""
+        with self._changed:
+            if self._stopping:
+                raise _stopped()
+            self._waiting.extend(rows)
+            self._changed.notify_all()
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Have the model to oneself: active rows are finished first, waiting ones wait."""
+        with self._exclusive:
+            with self._changed:
+                self._held = True
+                self._changed.wait_for(lambda: not self._busy)
+            self._prefixes.clear()
+            self._cache.release()
+            self._to_own_mode()
+            try:
+                yield
+            finally:
+                if self._thread.is_alive():
+                    self._to_eval_mode()
+                with self._changed:
+                    self._held = False
+                    self._changed.notify_all()
+
+    def _to_eval_mode(self) -> None:
+        self._training_modules = [module for module in self._model.modules() if module.training]
+        self._model.eval()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
+
+    def _to_own_mode(self) -> None:
+        for module in self._training_modules:
+            module.training = True
+        self._training_modules = []
+
+    def _run(self) -> None:
+        # OpenMP counts threads for each calling thread, so this must be said here.
+        torch.set_num_threads(self._threads)
+        # no_grad, not inference_mode: the trainer uses the same modules, and what they
+        # keep between calls must not become an inference tensor.
+        with torch.no_grad():
+            while (admitted := self._next_rows()) is not None:
+                try:
+                    self._let_go()
+                    if admitted:
+                        self._admit(admitted)
+                    if self._rows:
+                        self._step()
+                except Exception as error:  # noqa: BLE001 - whatever it is, the rows' clients must hear of it
+                    self._fail([*self._rows, *admitted], error)
+                self._send()
+        for row in [*self._rows, *self._waiting]:
+            self._finish(row, "cancelled", _stopped())
+        self._send()
+        with self._changed:
+            self._busy = False
+            self._changed.notify_all()
+
+    def _next_rows(self) -> list[Row] | None:
+        """The rows to admit now, perhaps none; waits while there is nothing to do; None: stop."""
+        with self._changed:
+            if not self._rows:
+                self._busy = False
+                self._changed.notify_all()
+                self._changed.wait_for(lambda: self._stopping or (self._waiting and not self._held))
+                self._gather()
+            if self._stopping:
+                return None
+            rows = [] if self._held else self._take()
+            self._busy = bool(rows or self._rows)
+            return rows
+
+    def _gather(self) -> None:
+        deadline = time.monotonic() + GATHER_SECONDS
+        while len(self._waiting) < self._max_rows and time.monotonic() < deadline:
+            waiting = len(self._waiting)
+            self._changed.wait(QUIET_SECONDS)
+            if len(self._waiting) == waiting:
+                return
+
+    def _take(self) -> list[Row]:
+        """Rows from the queue's head: as many as there is room for and as may be prefilled now."""
+        rows: list[Row] = []
+        prompts: set[tuple[int, ...]] = set()
+        new_tokens = 0
+        while self._waiting and len(self._rows) + len(rows) < self._max_rows:
+            row = self._waiting[0]
+            if row.prompt_ids not in prompts and row.prompt_ids not in self._prefixes:
+                new_tokens += len(row.prompt_ids)
+                if self._rows and rows and new_tokens > PREFILL_TOKENS_BETWEEN:
+                    break
+            self._waiting.popleft()
+            if row.cancelled:
+                self._finish(row, "cancelled")
+            else:
+                prompts.add(row.prompt_ids)
+                rows.append(row)
+        return rows
+
+    def _let_go(self) -> None:
+        """Drop the active rows whose client has left."""
+        left = [row for row in self._rows if row.cancelled]
+        if left:
+            for row in left:
+                self._finish(row, "cancelled")
+            self._keep([slot for slot, row in enumerate(self._rows) if not row.cancelled])
+
+    def _admit(self, rows: list[Row]) -> None:
+        """Prefill the new rows' prompts and draw their first tokens."""
+        prefixes = self._prefixes.of([row.prompt_ids for row in rows])
+        for row in rows:
+            row.begin(self.version, self._decode)
+        drawn = _sampler(rows).draw(torch.stack([prefix.logits_V for prefix in prefixes]))
+        unfinished = self._accept(rows, drawn)
+        if unfinished:
+            self._cache.admit([prefixes[index] for index in unfinished])
+            self._rows += [rows[index] for index in unfinished]
+            self._sampler = _sampler(self._rows)
+
+    def _step(self) -> None:
+        """Draw one more token for every row."""
+        device = self._model.device
+        positions_B = self._cache.place([row.position for row in self._rows])
+        hidden_BT = torch.arange(self._cache.span, device=device) > positions_B[:, None]
+        mask_BT = torch.zeros(hidden_BT.shape, dtype=self._model.dtype, device=device).masked_fill_(
+            hidden_BT, -torch.inf
+        )
+        logits_BTV = self._model(
+            input_ids=torch.tensor([row.completion_ids[-1:] for row in self._rows], device=device),
+            position_ids=positions_B[:, None],
+            attention_mask=mask_BT[:, None, None],
+            past_key_values=self._cache,
+            use_cache=True,
+        ).logits
+        assert self._sampler is not None
+        unfinished = self._accept(self._rows, self._sampler.draw(logits_BTV[:, -1]))
+        if len(unfinished) < len(self._rows):
+            self._keep(unfinished)
+
+    def _accept(self, rows: Sequence[Row], drawn: Drawn) -> list[int]:
+        """Give each row its token; gives the indices of those that go on."""
+        unfinished = []
+        for index, (row, token, logprob) in enumerate(zip(rows, drawn.tokens, drawn.logprobs, strict=True)):
+            if row.top_logprobs:
+                best = drawn.logprobs_BV[index].topk(row.top_logprobs)
+                row.alternatives.append(list(zip(best.indices.tolist(), best.values.tolist(), strict=True)))
+            finish_reason = row.accept(token, logprob, self._end_tokens)
+            if finish_reason is not None:
+                self._finish(row, finish_reason)
+                continue
+            unfinished.append(index)
+            if (piece := row.piece()) is not None:
+                self._outbox.append(piece)
+        return unfinished
+
+    def _keep(self, slots: Sequence[int]) -> None:
+        self._rows = [self._rows[slot] for slot in self._cache.keep(slots)]
+        self._sampler = _sampler(self._rows) if self._rows else None
+
+    def _finish(self, row: Row, finish_reason: str, problem: Problem | None = None) -> None:
+        """Record the row, then let its client see the end of it."""
+        completion, piece = row.completion(finish_reason, self._decode)
+        if row.completion_ids:
+            try:
+                self._journal.completion(completion)
+            except Exception as error:  # noqa: BLE001 - the client must hear of what could not be recorded
+                problem = Problem(500, f"the completion could not be recorded: {type(error).__name__}: {error}")
+        if problem is not None:
+            piece = Piece(row, piece.text, piece.tokens, None, problem)
+        elif finish_reason != "cancelled":
+            self.completions_served += 1
+        self._outbox.append(piece)
+
+    def _fail(self, rows: Sequence[Row], error: Exception) -> None:
+        problem = Problem(500, f"the model failed while decoding: {type(error).__name__}: {error}")
+        finished = {piece.row for piece in self._outbox if piece.finish_reason or piece.problem}
+        for row in dict.fromkeys(rows):
+            if row not in finished:
+                self._finish(row, "cancelled", problem)
+        self._rows = []
+        self._cache.release()
+
+    def _send(self) -> None:
+        if self._outbox:
+            self._post(self._outbox)
+            self._outbox = []
+
+
+def _stopped() -> Problem:
+    return Problem(503, "the policy endpoint has been stopped; call it while it runs", code="stopped")
+
+
+def _sampler(rows: Sequence[Row]) -> Sampler:
+    return Sampler([row.sampling for row in rows], [row.source for row in rows])
+
+
+def _decode(tokenizer: PreTrainedTokenizerBase) -> Decode:
+    def decode(token_ids: list[int]) -> str:
+        text = tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        assert isinstance(text, str)  # one list of ids, one text
+        return text
+
+    return decode
+
+
+def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """The tokens that end a completion: the tokenizer's, and those of the model's generation config."""
+    generation_config = getattr(model, "generation_config", None)
+    ends = getattr(generation_config, "eos_token_id", None)
+    listed = ends if isinstance(ends, list) else [ends]
+    return frozenset(token for token in [*listed, tokenizer.eos_token_id] if token is not None)
+
+
+def _check_attention(model: PreTrainedModel) -> None:
+    """Rows can be cached here where every layer looks at the whole sequence.
+
+    Raises:
+        EndpointError: if some layers do not.
+    """
+    config = model.config.get_text_config(decoder=True)
+    default = "full_attention" if getattr(config, "sliding_window", None) is None else "sliding_attention"
+    kinds = set(getattr(config, "layer_types", None) or [default])
+    if kinds != {"full_attention"}:
+        raise EndpointError(
+            f"{config.model_type} has layers of kind {', '.join(sorted(kinds - {'full_attention'}))}, and the local "
+            "endpoint decodes full attention only; serve it with an inference server, or choose a Llama-like model"
+        )
