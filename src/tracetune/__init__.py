@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from tracetune.adapters import instrument, uninstrument
     from tracetune.errors import FormatError, RolloutClosed, TracetuneError
     from tracetune.grouping import Store
-    from tracetune.optimize import Result, optimize
+    from tracetune.online import Result, optimize
     from tracetune.recording import record
     from tracetune.tracer import module, policy, program, record_call, reward, rollout, tool
     from tracetune.types import Example, Grouping, Policy, Sampling, Score
@@ -23,7 +23,7 @@ _HOMES = {
     "FormatError": "tracetune.errors",
     "Grouping": "tracetune.types",
     "Policy": "tracetune.types",
-    "Result": "tracetune.optimize",
+    "Result": "tracetune.online",
     "RolloutClosed": "tracetune.errors",
     "Sampling": "tracetune.types",
     "Score": "tracetune.types",
@@ -31,7 +31,7 @@ _HOMES = {
     "TracetuneError": "tracetune.errors",
     "instrument": "tracetune.adapters",
     "module": "tracetune.tracer",
-    "optimize": "tracetune.optimize",
+    "optimize": "tracetune.online",
     "policy": "tracetune.tracer",
     "program": "tracetune.tracer",
     "record": "tracetune.recording",

@@ -1,0 +1,72 @@
+"""Checkpoints on disk: a folder a step, written whole or not at all.
+
+A checkpoint is written into a folder beside its place and renamed when every byte is
+on disk, so a folder called `step-000012` is always complete, whatever was killed when.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+from tracetune.types import Checkpoint
+
+_STEP = re.compile(r"step-(\d{6,})")
+
+
+class Checkpoints:
+    """The checkpoints of one run, under `<store>.checkpoints/<run>/`.
+
+    Only the newest two are kept: the second is there for the moment in which the
+    first is being replaced.
+
+    Example:
+        >>> Checkpoints(Path("demo.duckdb"), "demo-1").folder.as_posix()
+        'demo.duckdb.checkpoints/demo-1'
+    """
+
+    def __init__(self, store: Path, run: str) -> None:
+        self.folder = store.with_name(store.name + ".checkpoints") / run
+
+    def latest(self) -> Path | None:
+        """The newest complete checkpoint, or None."""
+        complete = self._complete()
+        return complete[max(complete)] if complete else None
+
+    def latest_step(self) -> int:
+        """The step of the newest complete checkpoint; 0 where there is none."""
+        return max(self._complete(), default=0)
+
+    def keep(self, state: Checkpoint) -> Path:
+        """Write a checkpoint, then forget those before the newest two."""
+        place = self.folder / f"step-{state.step:06d}"
+        unfinished = self.folder / f"unfinished-{state.step:06d}-{os.getpid()}"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        state.save(unfinished)
+        for path in [*unfinished.rglob("*"), unfinished]:
+            _to_disk(path)
+        if place.exists():
+            shutil.rmtree(place)
+        unfinished.rename(place)
+        _to_disk(self.folder)
+        complete = self._complete()
+        for step in sorted(complete)[:-2]:
+            shutil.rmtree(complete[step])
+        return place
+
+    def _complete(self) -> dict[int, Path]:
+        if not self.folder.is_dir():
+            return {}
+        matches = ((_STEP.fullmatch(path.name), path) for path in self.folder.iterdir())
+        return {int(match.group(1)): path for match, path in matches if match}
+
+
+def _to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,240 @@
+"""The online loop: run a program, score it, train what it calls, and run it again.
+
+`optimize` puts the parts together: a recording, a store, an environment for the
+trainer, checkpoints and a display. What a step consists of is the trainer's to say.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from tracetune.errors import CheckpointError, InvalidInput
+from tracetune.grouping import Store
+from tracetune.online.checkpoints import Checkpoints
+from tracetune.online.environment import EXPORTED, OnlineEnvironment, OnStep
+from tracetune.online.journal import SpoolJournal
+from tracetune.online.progress import ProgressDisplay
+from tracetune.online.runner import Reward, RolloutRunner
+from tracetune.recording import record
+from tracetune.tracer import is_program
+from tracetune.tracer import program as decorate_program
+from tracetune.trainers import make_trainer
+from tracetune.types import Evaluation, Example, Grouping, Plan, Policy, Sampling, StepReport, Trainer
+
+_RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What came of a run.
+
+    Attributes:
+        run: the name it is recorded under.
+        store: the DuckDB file.
+        policy: the policy at the end; a local endpoint has stopped by then.
+        before: validation before the first step of this call; None without a validation set.
+        after: validation after the last step.
+        validations: all of this call's validations, by step.
+        reports: one for each step of this call.
+        checkpoint: the folder of the last checkpoint; None if no step was made.
+    """
+
+    run: str
+    store: Path
+    policy: Policy
+    before: Evaluation | None
+    after: Evaluation | None
+    validations: Mapping[int, Evaluation]
+    reports: Sequence[StepReport]
+    checkpoint: Path | None
+
+
+def optimize(
+    program: Callable[..., Any],
+    train: Iterable[Example | Mapping[str, Any]],
+    reward: Reward,
+    trainer: Trainer | str = "local",
+    *,
+    store: str | os.PathLike[str],
+    model: str | os.PathLike[str] | None = None,
+    run: str | None = None,
+    grouping: Grouping | None = None,
+    sampling: Sampling | None = None,
+    steps: int = 100,
+    examples_per_step: int = 4,
+    rollouts: int = 12,
+    val: Iterable[Example | Mapping[str, Any]] = (),
+    validate_every: int | None = None,
+    max_concurrency: int = 16,
+    timeout: float | None = 120.0,
+    models: Mapping[str, str] | None = None,
+    export_env: bool = False,
+    seed: int = 0,
+    resume: bool = False,
+    progress: bool = True,
+    on_step: OnStep | None = None,
+) -> Result:
+    """Train the policy behind a program's language-model calls, online.
+
+    Every step draws examples, runs the program several times on each, scores the
+    rollouts, aligns their calls into module-level groups and hands these to the trainer;
+    the next step runs on the policy that came of it.
+
+    Args:
+        program: called as `program(**example.inputs)`, sync or async, its modules decorated
+            with `tt.module`; decorated with `tt.program` here if it is not yet.
+        train: training examples, `tt.Example` or plain dictionaries.
+        reward: `reward(example, output, rollout)` gives a number or a `tt.Score`, sync or
+            async. It runs after the rollout has closed.
+        trainer: a trainer, or the name of an installed one.
+        store: the DuckDB file that everything is recorded in; made if it does not exist.
+        model: what a trainer that is given by name starts from: a Hugging Face id, a
+            checkpoint folder or a GGUF file.
+        run: the name to record under; by default the next free one of run-1, run-2, …
+        grouping: how calls are aligned; `Grouping()` by default.
+        sampling: of training rollouts, over whatever the program asks; temperature 1
+            with nothing cut off by default. Validation uses the program's own.
+        steps: of the whole run, those before a resume included.
+        examples_per_step: drawn without repetition within a pass over `train`.
+        rollouts: of each example in a step.
+        val: examples to validate on, before and after.
+        validate_every: validate after each so many steps as well.
+        max_concurrency: rollouts under way at once.
+        timeout: seconds that one rollout may take; None waits for ever.
+        models: names that the program has hard-coded, mapped to the policy's name.
+        export_env: point `OPENAI_BASE_URL` and `OPENAI_API_KEY` at the policy meanwhile.
+        seed: of the order of the examples.
+        resume: go on from the last checkpoint of `run`, by default the newest run.
+        progress: show a progress display on standard error.
+        on_step: called as `on_step(step, figures)` after each step, for trackers.
+
+    Returns:
+        What came of it. A run that is interrupted by Ctrl-C keeps every finished step;
+        `resume=True` goes on after the last.
+
+    Raises:
+        InvalidInput: for settings that make no sense, before anything is recorded.
+        CheckpointError: if there is nothing to resume.
+        RolloutsFailed: if nothing works at all in the first rollouts.
+        NoCompletions: if the first step's calls never reached the policy.
+
+    Example:
+        >>> result = tt.optimize(find, train, reward, "local", model="…", store="traces.duckdb")  # doctest: +SKIP
+        >>> result.after.reward - result.before.reward  # doctest: +SKIP
+        0.41
+
+    Reference:
+        Multi-module GRPO (arXiv 2508.04660), Algorithm 1.
+    """
+    training, validation = _examples(train, "train"), _examples(val, "val")
+    if not training:
+        raise InvalidInput("train has no examples; give at least one")
+    for name, number in (
+        ("steps", steps), ("examples_per_step", examples_per_step), ("rollouts", rollouts),
+        ("max_concurrency", max_concurrency), ("validate_every", validate_every or 1), ("timeout", timeout or 1),
+    ):  # fmt: skip
+        if number <= 0:
+            raise InvalidInput(f"{name} must be more than 0, not {number}")
+    learner = make_trainer(trainer, model=model) if isinstance(trainer, str) else trainer
+    path = Path(store)
+    database = Store(path)
+    name = _run_name(run, path, database, resume=resume)
+    checkpoints = Checkpoints(path, name)
+    done = checkpoints.latest_step()
+    plan = Plan(
+        run=name,
+        steps=steps,
+        examples_per_step=examples_per_step,
+        rollouts=rollouts,
+        grouping=grouping or Grouping(),
+        sampling=sampling or Sampling(temperature=1.0, top_p=1.0),
+        validate_every=validate_every,
+        models=dict(models or {}),
+        seed=seed,
+    )
+    with ExitStack() as stack:
+        if export_env:
+            stack.enter_context(_environment_variables_kept())
+        recording = stack.enter_context(record(path, run=name))
+        journal = SpoolJournal(recording.spool, name)
+        if resume:
+            journal.supersede(done + 1)
+        traced = program if is_program(program) else decorate_program(program)
+        runner = RolloutRunner(traced, reward, max_concurrency=max_concurrency, timeout=timeout)
+        stack.callback(runner.close)
+        display = stack.enter_context(ProgressDisplay(name, steps, first=done, shown=progress))
+        env = OnlineEnvironment(
+            plan=plan,
+            train=training,
+            val=validation,
+            store=database,
+            journal=journal,
+            checkpoints=checkpoints,
+            resume_from=checkpoints.latest(),
+            runner=runner,
+            display=display,
+            on_step=on_step,
+            export_env=export_env,
+        )
+        policy = learner.fit(env)
+    database.ingest()
+    before, after = env.evaluations.get(done), env.evaluations.get(max(done, steps))
+    return Result(name, path, policy, before, after, env.evaluations, env.reports, checkpoints.latest())
+
+
+def _examples(values: Iterable[Example | Mapping[str, Any]], what: str) -> list[Example]:
+    examples = [Example.of(value) for value in values]
+    seen: set[str] = set()
+    for example in examples:
+        if example.id in seen:
+            raise InvalidInput(f"two examples of {what} have the id {example.id!r}; give each its own")
+        seen.add(example.id)
+    return examples
+
+
+def _run_name(run: str | None, path: Path, store: Store, *, resume: bool) -> str:
+    """The name to record under; refuses a name that would mix two runs, or a resume without a checkpoint."""
+    if run is not None and not _RUN.fullmatch(run):
+        raise InvalidInput(f"run {run!r} names a folder too: use letters, digits, '.', '_' and '-', not first a sign")
+    query = "SELECT run, max(started_at) AS last FROM rollouts WHERE run IS NOT NULL GROUP BY run"
+    used: dict[str, datetime] = {row["run"]: row["last"] for row in store.sql(query).rows()}
+    if resume:
+        resumable = [name for name in used if Checkpoints(path, name).latest() is not None]
+        if run is None and resumable:
+            return max(resumable, key=lambda name: used[name])
+        if run is None or run not in resumable:
+            raise CheckpointError(
+                f"{path} has no checkpoint of {run or 'any run'} to resume; start without resume, or name one of: "
+                f"{', '.join(sorted(resumable)) or 'none'}"
+            )
+        return run
+    if run is not None and run in used:
+        raise InvalidInput(f"run {run!r} is already in {path}; pass resume=True to go on, or another name")
+    return run if run is not None else next(name for name in _free_names() if name not in used)
+
+
+def _free_names() -> Iterator[str]:
+    number = 1
+    while True:
+        yield f"run-{number}"
+        number += 1
+
+
+@contextmanager
+def _environment_variables_kept() -> Iterator[None]:
+    found = {name: os.environ.get(name) for name in EXPORTED}
+    try:
+        yield
+    finally:
+        for name, value in found.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
