@@ -193,12 +193,11 @@ def main() -> None:
         f"| {options.burst:,} calls from {options.threads} threads | {written:,} spans written in {seconds:.1f} s "
         f"| {lost:,} lost | {lost / options.burst:.2%} | none lost |"
     )
-    for package in ("tracetune", "tracetune.tracer"):
-        took, heavy = import_time(package, options.rounds)
-        bar = "at most 0.25 s; no torch, duckdb, openai"
-        print(
-            f"| import {package} | {took:.3f} s | brings in: {', '.join(heavy) or 'none of the heavy ones'} | | {bar} |"
-        )
+    took, heavy = import_time("tracetune", options.rounds)
+    print(
+        f"| import tracetune | {took:.3f} s | brings in: {', '.join(heavy) or 'none of the heavy ones'} | "
+        "| at most 0.25 s; no torch, duckdb, openai |"
+    )
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 The program is one module, `classify`, that asks for one of eight labels and shows one
 message with its label. The model, SmolLM2-135M-Instruct, mostly chats instead at first, or
-makes up labels. An answer earns 1 if it is the right label and nothing else; groups of
-rollouts of the same message say which answers were better.
+makes up labels. Rewards say how close an answer came; groups of rollouts of the same
+message say which answers were better.
 
     python examples/banking77.py --model HuggingFaceTB/SmolLM2-135M-Instruct --seed 0
 
@@ -19,6 +19,7 @@ import argparse
 import csv
 import os
 import random
+import re
 import time
 from functools import cache
 from pathlib import Path
@@ -73,8 +74,11 @@ def client(base_url: str, api_key: str) -> OpenAI:
 
 
 def reward(example: tt.Example, output: str, rollout: Rollout) -> float:
-    """1 for the right label and nothing else: some rewards for a good try teach one label for every message."""
-    return float(output == example.labels)
+    """1 for the right label and nothing else; below that, half the F1 of its words: some tries come closer."""
+    if output == example.labels:
+        return 1.0
+    said, right = set(re.findall(r"[a-z]+", output.lower())), set(example.labels.split("_"))
+    return 0.5 * 2 * len(said & right) / (len(said) + len(right))
 
 
 def accuracy(evaluation: Evaluation) -> float:
@@ -103,7 +107,7 @@ def main() -> None:
     parser.add_argument("--test", type=Path, help="CSV with text,category; by default messages held out of --train")
     parser.add_argument("--intents", default=",".join(INTENTS), help="labels to choose from, with commas between")
     parser.add_argument("--held-out", type=int, default=160, help="how many messages accuracy is measured on")
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--store", type=Path, default=Path("banking77.duckdb"))
     parser.add_argument("--resume", action="store_true")
@@ -127,10 +131,10 @@ def main() -> None:
         LocalTrainer(options.model, learning_rate=1e-4, seed=options.seed, threads=2),
         store=options.store,
         steps=options.steps,
-        examples_per_step=4,
+        examples_per_step=8,
         rollouts=8,
         val=held_out,
-        max_concurrency=32,
+        max_concurrency=64,
         seed=options.seed,
         resume=options.resume,
     )

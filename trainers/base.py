@@ -123,8 +123,17 @@ class WeightTrainer(ABC):
         return self._opened().policy
 
     def open(self, env: Environment) -> Policy:
-        """Load the last checkpoint, if the run goes on, and serve the policy until `close`."""
+        """Load the last checkpoint, if the run goes on, and serve the policy until `close`.
+
+        Raises:
+            TrainerError: if the run is a new one and the trainer is not.
+            CheckpointError: if the checkpoint is not this trainer's.
+        """
         if self._endpoint is None:
+            if env.resume_from is None and self.steps_done:
+                raise TrainerError(
+                    f'this "{self.name}" trainer has made {self.steps_done} steps already; make a new one for a new run'
+                )
             self.prepare(env.plan)
             if env.resume_from is not None:
                 self.load(env.resume_from)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from tracetune.errors import ModelNotFound
 
@@ -94,7 +95,14 @@ def _from_gguf(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:
 
 def _loaded(source: str, dtype: torch.dtype, **where: Any) -> tuple[Any, Any]:
     tokenizer = AutoTokenizer.from_pretrained(source, **where)
-    return AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **where), tokenizer
+    # The bar counts weights that are copied in a moment; downloads have one of their own.
+    shows_bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
+    try:
+        return AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **where), tokenizer
+    finally:
+        if shows_bars:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]  # likewise
 
 
 def _first_line(error: BaseException) -> str:

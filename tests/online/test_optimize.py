@@ -12,10 +12,19 @@ from typing import Any
 import looped_program
 import pytest
 from looped_program import TRAIN, VAL, low_words, train, trainer, walk
+from tiny_llama import tiny_model, tiny_tokenizer
 
 import tracetune as tt
-from tracetune.errors import CheckpointError, InvalidInput, NoCompletions, RolloutsFailed, UnknownTrainer
-from tracetune.types import Example, Rollout
+from tracetune.errors import (
+    CheckpointError,
+    InvalidInput,
+    NoCompletions,
+    RolloutsFailed,
+    TrainerError,
+    UnknownTrainer,
+)
+from tracetune.trainers.endpoint import LocalEndpoint
+from tracetune.types import Completion, Example, Rollout
 
 SCRIPT = Path(looped_program.__file__)
 
@@ -136,8 +145,10 @@ def test_each_run_has_a_name_of_its_own(tmp_path: Path):
     """Names that are not given count up; one that is taken is refused, because it would mix two runs."""
     store = tmp_path / "a.duckdb"
     assert [train(store, steps=1).run for _ in range(2)] == ["run-1", "run-2"]
-    with pytest.raises(InvalidInput, match=r"run 'run-1' is already in .*a\.duckdb; pass resume=True"):
+    with pytest.raises(InvalidInput, match=r"run 'run-1' is already in .*a\.duckdb or its checkpoints; pass resume"):
         train(store, run="run-1")
+    store.unlink()
+    assert train(store, steps=1).run == "run-3"  # the checkpoints of the first two are still there
 
 
 def test_there_must_be_something_to_resume(tmp_path: Path):
@@ -151,7 +162,7 @@ def test_there_must_be_something_to_resume(tmp_path: Path):
     [
         ({"steps": 0}, "steps must be more than 0, not 0"),
         ({"rollouts": -1}, "rollouts must be more than 0, not -1"),
-        ({"timeout": -2.0}, "timeout must be more than 0, not -2.0"),
+        ({"timeout": 0}, "timeout must be more than 0, not 0"),
         ({"val": [TRAIN[0], TRAIN[0]]}, "two examples of val have the id 't0'"),
         ({"run": "../escape"}, "run '../escape' names a folder too"),
     ],
@@ -162,6 +173,15 @@ def test_bad_settings_are_refused_before_anything_is_recorded(tmp_path: Path, se
         train(tmp_path / "a.duckdb", **settings)
     assert message in str(caught.value)
     assert not rows(tmp_path / "a.duckdb", "FROM rollouts")
+
+
+def test_a_trainer_lives_for_one_run(tmp_path: Path):
+    """A trainer that has learned in one run is refused by the next, instead of counting its steps as done."""
+    learner = trainer()
+    settings = {"store": tmp_path / "a.duckdb", "steps": 1, "examples_per_step": 2, "rollouts": 4, "progress": False}
+    tt.optimize(walk, TRAIN, low_words, learner, **settings)
+    with pytest.raises(TrainerError, match='this "local" trainer has made 1 steps already; make a new one'):
+        tt.optimize(walk, TRAIN, low_words, learner, **settings)
 
 
 def test_no_examples_no_training(tmp_path: Path):
@@ -244,3 +264,62 @@ def test_a_program_configured_by_the_environment_trains(tmp_path: Path, monkeypa
     assert result.reports[0].used > 0
     assert rows(result.store, "SELECT DISTINCT module, model, exact FROM calls") == [("plain", "gpt-4o-mini", True)]
     assert (os.environ["OPENAI_BASE_URL"], os.environ.get("OPENAI_API_KEY")) == ("http://127.0.0.1:9/v1", None)
+
+
+def test_a_fixed_outside_model_goes_on_answering(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Calls of a model that is not the policy go to the address and key that were there before; it is not trained."""
+    from openai import OpenAI
+
+    @tt.module
+    def ask_policy(word: str) -> str:
+        return complete("policy", word)
+
+    @tt.module
+    def ask_judge(word: str) -> str:
+        return complete("judge", word)
+
+    def complete(model: str, word: str) -> str:
+        reply = OpenAI().chat.completions.create(
+            model=model, messages=[{"role": "user", "content": word}], max_tokens=3
+        )
+        return reply.choices[0].message.content or ""
+
+    @tt.program
+    def judged(word: str) -> str:
+        return ask_judge(ask_policy(word))
+
+    journal = Completions()
+    with LocalEndpoint(tiny_model(1), tiny_tokenizer(), name="judge", version="fixed", journal=journal) as judge:
+        monkeypatch.setenv("OPENAI_BASE_URL", judge.policy.base_url)
+        monkeypatch.setenv("OPENAI_API_KEY", judge.policy.api_key)
+        result = tt.optimize(
+            judged, TRAIN, low_words, trainer(), store=tmp_path / "a.duckdb", steps=1, examples_per_step=2,
+            rollouts=4, grouping=tt.Grouping(modules=("ask_policy",)), export_env=True, progress=False,
+        )  # fmt: skip
+    assert [completion.model for completion in journal.seen] == ["judge"] * 8
+    assert rows(result.store, "SELECT module, model, exact, count(*) FROM calls GROUP BY ALL ORDER BY module") == [
+        ("ask_judge", "judge", False, 8),
+        ("ask_policy", "policy", True, 8),
+    ]
+    trained = "SELECT DISTINCT module FROM batch_members JOIN calls USING (call_id)"
+    assert rows(result.store, trained) == [("ask_policy",)]
+
+
+class Completions:
+    """A journal that only listens."""
+
+    def __init__(self) -> None:
+        self.seen: list[Completion] = []
+
+    def completion(self, completion: Completion) -> None:
+        """Keep it."""
+        self.seen.append(completion)
+
+    def policy(self, policy: Any, **what: Any) -> None:
+        """Nothing to keep."""
+
+    def batch(self, batch: Any, report: Any, **what: Any) -> None:
+        """Nothing to keep."""
+
+    def job(self, job_id: str, **what: Any) -> None:
+        """Nothing to keep."""

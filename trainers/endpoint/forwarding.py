@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
 
 import httpx
 from starlette.background import BackgroundTask
@@ -11,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from tracetune.trainers.endpoint.problems import Problem
+from tracetune.types import Upstream
 
 # What belongs to one connection, or to this endpoint, and not to the one behind it.
 _OWN = frozenset(
@@ -26,19 +26,6 @@ _OWN = frozenset(
         "upgrade",
     }
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Upstream:
-    """Where other models answer.
-
-    Example:
-        >>> Upstream("https://api.openai.com/v1", api_key="sk-…")
-        Upstream(base_url='https://api.openai.com/v1')
-    """
-
-    base_url: str
-    api_key: str = field(repr=False)
 
 
 class Forwarder:

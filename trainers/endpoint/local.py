@@ -17,10 +17,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from tracetune.errors import EndpointError, InvalidInput
 from tracetune.trainers.endpoint.app import Service, application
 from tracetune.trainers.endpoint.decoder import Decoder
-from tracetune.trainers.endpoint.forwarding import Forwarder, Upstream
+from tracetune.trainers.endpoint.forwarding import Forwarder
 from tracetune.trainers.endpoint.prompts import Prompts
 from tracetune.trainers.endpoint.rows import Piece
-from tracetune.types import Journal, Policy, Sampling
+from tracetune.types import Journal, Policy, Sampling, Upstream
 
 # Longer than a program thinks between two calls: a connection that is closed just as a
 # client takes it up again costs that client a retry.

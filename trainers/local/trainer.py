@@ -120,6 +120,7 @@ class LocalTrainer(WeightTrainer):
             version=version,
             journal=env.journal,
             models=env.plan.models,
+            forward=env.plan.upstream,
             threads=self._threads,
         )
 

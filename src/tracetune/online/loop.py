@@ -26,7 +26,10 @@ from tracetune.recording import record
 from tracetune.tracer import is_program
 from tracetune.tracer import program as decorate_program
 from tracetune.trainers import make_trainer
-from tracetune.types import Evaluation, Example, Grouping, Plan, Policy, Sampling, StepReport, Trainer
+from tracetune.types import Evaluation, Example, Grouping, Plan, Policy, Sampling, StepReport, Trainer, Upstream
+
+OPENAI_BASE_URL = "https://api.openai.com/v1"
+"""Where OpenAI's clients go when nothing tells them otherwise."""
 
 _RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -109,7 +112,9 @@ def optimize(
         max_concurrency: rollouts under way at once.
         timeout: seconds that one rollout may take; None waits for ever.
         models: names that the program has hard-coded, mapped to the policy's name.
-        export_env: point `OPENAI_BASE_URL` and `OPENAI_API_KEY` at the policy meanwhile.
+        export_env: point `OPENAI_BASE_URL` and `OPENAI_API_KEY` at the policy meanwhile;
+            requests for models that are neither the policy nor in `models` are passed on
+            to the address and key that stood there before.
         seed: of the order of the examples.
         resume: go on from the last checkpoint of `run`, by default the newest run.
         progress: show a progress display on standard error.
@@ -138,16 +143,16 @@ def optimize(
         raise InvalidInput("train has no examples; give at least one")
     for name, number in (
         ("steps", steps), ("examples_per_step", examples_per_step), ("rollouts", rollouts),
-        ("max_concurrency", max_concurrency), ("validate_every", validate_every or 1), ("timeout", timeout or 1),
+        ("max_concurrency", max_concurrency), ("validate_every", validate_every), ("timeout", timeout),
     ):  # fmt: skip
-        if number <= 0:
+        if number is not None and number <= 0:
             raise InvalidInput(f"{name} must be more than 0, not {number}")
     learner = make_trainer(trainer, model=model) if isinstance(trainer, str) else trainer
     path = Path(store)
     database = Store(path)
     name = _run_name(run, path, database, resume=resume)
     checkpoints = Checkpoints(path, name)
-    done = checkpoints.latest_step()
+    done = checkpoints.latest_step()  # 0 unless it resumes: a new run has a name without checkpoints
     plan = Plan(
         run=name,
         steps=steps,
@@ -157,6 +162,7 @@ def optimize(
         sampling=sampling or Sampling(temperature=1.0, top_p=1.0),
         validate_every=validate_every,
         models=dict(models or {}),
+        upstream=_upstream() if export_env else None,
         seed=seed,
     )
     with ExitStack() as stack:
@@ -215,9 +221,16 @@ def _run_name(run: str | None, path: Path, store: Store, *, resume: bool) -> str
                 f"{', '.join(sorted(resumable)) or 'none'}"
             )
         return run
-    if run is not None and run in used:
-        raise InvalidInput(f"run {run!r} is already in {path}; pass resume=True to go on, or another name")
-    return run if run is not None else next(name for name in _free_names() if name not in used)
+
+    def is_taken(name: str) -> bool:
+        # A store that was deleted may have left checkpoints behind, which are not this run's.
+        return name in used or Checkpoints(path, name).folder.exists()
+
+    if run is not None and is_taken(run):
+        raise InvalidInput(
+            f"run {run!r} is already in {path} or its checkpoints; pass resume=True to go on, or another name"
+        )
+    return run if run is not None else next(name for name in _free_names() if not is_taken(name))
 
 
 def _free_names() -> Iterator[str]:
@@ -225,6 +238,12 @@ def _free_names() -> Iterator[str]:
     while True:
         yield f"run-{number}"
         number += 1
+
+
+def _upstream() -> Upstream | None:
+    """Where the environment sends programs now; None where it gives no key."""
+    base_url, api_key = (os.environ.get(name) for name in EXPORTED)
+    return Upstream(base_url or OPENAI_BASE_URL, api_key) if api_key else None
 
 
 @contextmanager

@@ -54,6 +54,8 @@ class ProgressDisplay:
     ) -> None:
         self._progress.update(self._rollout_bar, visible=False)
         self._progress.stop()
+        if kind is KeyboardInterrupt:
+            self._console.print("interrupted; resume=True (--resume) goes on after the last finished step")
 
     @contextmanager
     def rollouts(self, split: str, step: int, total: int) -> Iterator[Callable[[Rollout], None]]:

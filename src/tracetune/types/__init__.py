@@ -8,7 +8,7 @@ from tracetune.types.completions import Completion, Sampling
 from tracetune.types.examples import Evaluation, Example, Score
 from tracetune.types.grouping import Grouping
 from tracetune.types.groups import Group, GroupBatch, LeftOut, Member
-from tracetune.types.policies import Policy
+from tracetune.types.policies import Policy, Upstream
 from tracetune.types.protocols import (
     Capabilities,
     Checkpoint,
@@ -42,4 +42,5 @@ __all__ = [
     "Score",
     "StepReport",
     "Trainer",
+    "Upstream",
 ]

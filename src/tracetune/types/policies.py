@@ -1,4 +1,4 @@
-"""A policy, as a program sees it."""
+"""A policy as a program sees it, and where the models answer that are not the policy."""
 
 from __future__ import annotations
 
@@ -24,3 +24,16 @@ class Policy:
     model: str
     version: str
     prompts: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    """Where a program's other models answer: a judge, an outside model.
+
+    Example:
+        >>> Upstream("https://api.openai.com/v1", api_key="sk-…")
+        Upstream(base_url='https://api.openai.com/v1')
+    """
+
+    base_url: str
+    api_key: str = field(repr=False)

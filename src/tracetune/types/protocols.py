@@ -15,7 +15,7 @@ from tracetune.types.completions import Completion, Sampling
 from tracetune.types.examples import Evaluation, Example
 from tracetune.types.grouping import Grouping
 from tracetune.types.groups import GroupBatch
-from tracetune.types.policies import Policy
+from tracetune.types.policies import Policy, Upstream
 from tracetune.types.reports import StepReport
 from tracetune.types.rollouts import RolloutSet
 
@@ -77,6 +77,7 @@ class Plan:
         sampling: what training rollouts are sampled with, over whatever the program asks.
         validate_every: steps between two validations; None validates before and after only.
         models: names that programs have hard-coded, mapped to the policy's.
+        upstream: where requests for other models go; None refuses them.
         seed: of the order of examples, and of whatever a trainer draws.
     """
 
@@ -88,6 +89,7 @@ class Plan:
     sampling: Sampling = field(default_factory=lambda: Sampling(temperature=1.0, top_p=1.0))
     validate_every: int | None = None
     models: Mapping[str, str] = field(default_factory=dict)
+    upstream: Upstream | None = None
     seed: int = 0
 
 
