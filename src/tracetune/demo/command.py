@@ -7,8 +7,6 @@ import time
 from pathlib import Path
 
 from rich.console import Console
-from rich.panel import Panel
-from rich.table import Table
 
 from tracetune.demo import POLICY_FOLDER
 from tracetune.demo.program import find_person
@@ -18,6 +16,12 @@ from tracetune.online import Result, optimize
 from tracetune.terminal import write_table
 from tracetune.trainers.local import LocalTrainer
 from tracetune.types import Grouping
+
+INTRODUCTION = """\
+A program answers questions like "ann friend boss" from seven facts, with two modules:
+[b]hop[/b] finds the next name, as often as it sees fit, and [b]answer[/b] says the last one.
+Every call is recorded, grouped by module and invocation, and trained with mmGRPO.
+"""
 
 HELD_OUT = 240
 STEPS = 60
@@ -35,11 +39,11 @@ QUERIES = {
         "       round(avg(reward), 3) AS reward, count(*) FILTER (status <> 'ok') AS failed\n"
         "FROM rollouts WHERE split = 'train' AND NOT superseded GROUP BY ALL ORDER BY ALL"
     ),
-    "What did the policy write for the first hop of one question, and what was that worth?": (
+    "What did the policy write at first for the first hop of one question, and what was that worth?": (
         "SELECT completion, count(*) AS members, round(avg(advantage), 2) AS advantage\n"
         "FROM group_members JOIN calls USING (call_id)\n"
-        "WHERE group_id = (SELECT group_id FROM groups WHERE module = 'hop' AND split = 'train'\n"
-        "                  ORDER BY reward_std DESC, group_id LIMIT 1)\n"
+        "WHERE group_id = (SELECT group_id FROM groups WHERE module = 'hop' AND invocation = 0\n"
+        "                  AND split = 'train' AND step = 1 ORDER BY reward_std DESC, group_id LIMIT 1)\n"
         "GROUP BY completion ORDER BY advantage DESC, completion"
     ),
 }
@@ -59,15 +63,7 @@ def run_demo(
     """
     console = Console(highlight=False)
     store = store or Path("demo.duckdb")
-    console.print(
-        Panel(
-            "A program of two modules answers questions like [b]ann friend boss[/b] from seven facts.\n"
-            "[b]hop[/b] finds the next name as often as it sees fit, then [b]answer[/b] says the last one.\n"
-            "Every call is recorded, grouped by module and invocation, and trained with mmGRPO.",
-            title="tracetune demo",
-            expand=False,
-        )
-    )
+    console.print(INTRODUCTION)
     started = time.monotonic()
     trainer = LocalTrainer(
         model or POLICY_FOLDER, learning_rate=LEARNING_RATE, schedule="linear", warmup_steps=5, seed=seed, threads=2
@@ -95,13 +91,13 @@ def run_demo(
 def _print_outcome(console: Console, result: Result, seconds: float) -> None:
     if result.before is None or result.after is None:
         return
-    table = Table(title=f"run {result.run}: held-out reward on {result.after.n} questions", title_justify="left")
-    table.add_column("policy")
-    table.add_column("reward", justify="right")
-    table.add_column("failed rollouts", justify="right")
-    for name, evaluation in (("before", result.before), ("after", result.after)):
-        table.add_row(name, f"{evaluation.reward:.3f}", str(evaluation.failed))
-    console.print(table)
+    evaluations = {"before": result.before, "after": result.after}
+    console.print(f"\n{result.run}, {result.after.n} held-out questions:")
+    write_table(
+        ["policy", "reward", "failed rollouts"],
+        [[name, round(evaluation.reward, 3), evaluation.failed] for name, evaluation in evaluations.items()],
+        sys.stdout,
+    )
     console.print(
         f"held-out reward: before {result.before.reward:.3f}, after {result.after.reward:.3f} "
         f"({len(result.reports)} steps, {seconds:.0f} s)"
@@ -109,9 +105,9 @@ def _print_outcome(console: Console, result: Result, seconds: float) -> None:
 
 
 def _print_queries(console: Console, store: Store, path: Path) -> None:
-    console.print(f"\nEvery rollout, call, token and group is in {path}. Three queries worth running:")
+    console.print(f"\nEvery rollout, call, token and group is in {path}. Three queries worth running:", soft_wrap=True)
     for question, query in QUERIES.items():
         answer = store.sql(query)
-        console.print(f"\n[b]{question}[/b]")
+        console.print(f"\n[b]{question}[/b]", soft_wrap=True)
         console.print(f'tracetune sql {path} "{query}"', style="dim", markup=False, soft_wrap=True)
         write_table(answer.columns, [list(row.values()) for row in answer.rows()], sys.stdout)
