@@ -86,6 +86,8 @@ class Store:
         self.ingest()
         with self._connected(read_only=not write) as connection:
             try:
+                if not connection.extract_statements(query):
+                    raise QueryError("the query is empty; give a statement, such as FROM rollouts")
                 answer = connection.execute(query, params)
                 return Result(answer.to_arrow_table())
             except duckdb.Error as error:
@@ -243,5 +245,7 @@ def _reason(error: duckdb.Error) -> str:
     """DuckDB's message as one sentence, without its picture of the query."""
     message = str(error).split("\n\nLINE ")[0]
     if "read-only mode" in message:
-        return "sql() reads; pass write=True to change the store"
+        return (
+            "the query would change the store, and is only allowed to read; from Python, sql(…, write=True) may write"
+        )
     return " ".join(message.split())

@@ -61,3 +61,10 @@ def test_a_step_made_again_replaces_its_checkpoint(tmp_path: Path):
     (checkpoints.folder / "step-000001" / "weights").write_text("old")
     checkpoints.keep(Weights(1))
     assert files(checkpoints) == {"step-000001/weights": "1"}
+
+
+def test_a_name_is_given_to_one_run_only(tmp_path: Path):
+    """Of two runs that begin at once, one gets the name."""
+    checkpoints = Checkpoints(tmp_path / "a.duckdb", "run-1")
+    assert [checkpoints.reserve(), checkpoints.reserve()] == [True, False]
+    assert checkpoints.latest() is None

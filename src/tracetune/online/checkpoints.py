@@ -30,6 +30,14 @@ class Checkpoints:
     def __init__(self, store: Path, run: str) -> None:
         self.folder = store.with_name(store.name + ".checkpoints") / run
 
+    def reserve(self) -> bool:
+        """Take the run's folder for a new run; False if there is one, of whatever run."""
+        try:
+            self.folder.mkdir(parents=True)
+        except FileExistsError:
+            return False
+        return True
+
     def latest(self) -> Path | None:
         """The newest complete checkpoint, or None."""
         complete = self._complete()

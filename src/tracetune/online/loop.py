@@ -222,15 +222,17 @@ def _run_name(run: str | None, path: Path, store: Store, *, resume: bool) -> str
             )
         return run
 
-    def is_taken(name: str) -> bool:
-        # A store that was deleted may have left checkpoints behind, which are not this run's.
-        return name in used or Checkpoints(path, name).folder.exists()
+    def is_free(name: str) -> bool:
+        # The folder is made here and now, so of two processes that begin at once only one gets the name.
+        return name not in used and Checkpoints(path, name).reserve()
 
-    if run is not None and is_taken(run):
+    if run is None:
+        return next(name for name in _free_names() if is_free(name))
+    if not is_free(run):
         raise InvalidInput(
             f"run {run!r} is already in {path} or its checkpoints; pass resume=True to go on, or another name"
         )
-    return run if run is not None else next(name for name in _free_names() if not is_taken(name))
+    return run
 
 
 def _free_names() -> Iterator[str]:
