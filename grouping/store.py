@@ -94,14 +94,24 @@ class Store:
                 raise QueryError(_reason(error)) from error
 
     def ingest(self) -> IngestReport:
-        """Take in what the spool holds; every other method does this first."""
+        """Take in what the spool holds; every other method does this first.
+
+        Raises:
+            StoreError: if the file cannot be written; what was recorded stays in the spool.
+        """
         if not segments.segments(self._spool_folder) or (self.read_only and not os.access(self.path, os.W_OK)):
             return IngestReport()
         with self._connected(read_only=True) as connection:
             if not ingest.is_pending(connection, self._spool_folder):
                 return IngestReport()
-        with self._connected(read_only=False) as connection:
-            return ingest.ingest(connection, self._spool_folder)
+        try:
+            with self._connected(read_only=False) as connection:
+                return ingest.ingest(connection, self._spool_folder)
+        except duckdb.Error as error:
+            raise StoreError(
+                f"{self.path} could not take in what was recorded ({_reason(error)}); free the disk or mend the file: "
+                f"all of it waits in {self._spool_folder}"
+            ) from error
 
     def add_rollouts(self, rollouts: Iterable[RolloutRow | Mapping[str, Any]]) -> list[str]:
         """Record rollouts that no tracer saw: of tests, or from logs of another kind.

@@ -27,7 +27,7 @@ from tracetune.types import Call, Example, Policy, Rollout, Score
 _lock = threading.RLock()
 os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 
-_CLOSING = ("ok", "error", "format_error", "timeout")
+_CLOSING = ("ok", "error", "format_error", "timeout", "interrupted")
 
 
 class RolloutHandle:
@@ -37,7 +37,7 @@ class RolloutHandle:
         id: its name in the store.
         example_id: the example's name; where none was given, known once its program starts.
         index: its 0-based place among the rollouts of its example.
-        status: "ok" until it ends otherwise: "error", "format_error" or "timeout".
+        status: "ok" until it ends otherwise: "error", "format_error", "timeout" or "interrupted".
         error_type: the qualified name of the exception that ended it.
         output: what the program gave.
         calls: the LM calls that have ended, in that order; those of reward functions apart.
@@ -74,7 +74,7 @@ class RolloutHandle:
         Its next LM call raises `RolloutClosed`, and spans that end later are marked.
 
         Args:
-            status: "ok", "error", "format_error" or "timeout".
+            status: "ok", "error", "format_error", "timeout" or "interrupted".
             error_type: the qualified name of an exception.
 
         Raises:

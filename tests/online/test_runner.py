@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
 import threading
 import time
@@ -209,3 +210,23 @@ def test_never_more_at_once_than_asked_for(tmp_path: Path):
 
     run(tmp_path, count, [str(number) for number in range(30)], max_concurrency=3)
     assert 1 <= most <= 3
+
+
+def test_an_interrupt_ends_what_is_under_way(tmp_path: Path):
+    """Ctrl-C while rollouts run reaches the caller at once; those under way end as interrupted, and say so."""
+    begun = []
+
+    @tt.program
+    async def wait(word: str) -> str:
+        begun.append(word)
+        if len(begun) == 2:
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        await asyncio.sleep(60)
+        return word
+
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, wait, ["ant", "bee"])
+    assert time.monotonic() - started < 20
+    statuses = "SELECT status FROM rollouts"
+    assert [row["status"] for row in tt.Store(tmp_path / "a.duckdb").sql(statuses).rows()] == ["interrupted"] * 2

@@ -234,7 +234,7 @@ def test_closing_from_outside(store: Path, spool: Path) -> None:
 
 def test_a_status_that_does_not_exist_is_refused() -> None:
     """The refusal lists those that do."""
-    with tracer.rollout() as handle, pytest.raises(InvalidInput, match="ok, error, format_error, timeout, not 'late'"):
+    with tracer.rollout() as handle, pytest.raises(InvalidInput, match="timeout, interrupted, not 'late'"):
         handle.close("late")
 
 

@@ -91,7 +91,9 @@ def run_demo(
 def _print_outcome(console: Console, result: Result, seconds: float) -> None:
     if result.before is None or result.after is None:
         return
-    evaluations = {"before": result.before, "after": result.after}
+    first = min(result.validations)
+    before = f"before (after step {first})" if first else "before"  # a run that was resumed begins in its middle
+    evaluations = {before: result.before, "after": result.after}
     console.print(f"\n{result.run}, {result.after.n} held-out questions:")
     write_table(
         ["policy", "reward", "failed rollouts"],
@@ -99,7 +101,7 @@ def _print_outcome(console: Console, result: Result, seconds: float) -> None:
         sys.stdout,
     )
     console.print(
-        f"held-out reward: before {result.before.reward:.3f}, after {result.after.reward:.3f} "
+        f"held-out reward: {before} {result.before.reward:.3f}, after {result.after.reward:.3f} "
         f"({len(result.reports)} steps, {seconds:.0f} s)"
     )
 

@@ -11,6 +11,7 @@ import re
 import shutil
 from pathlib import Path
 
+from tracetune.errors import CheckpointError
 from tracetune.types import Checkpoint
 
 _STEP = re.compile(r"step-(\d{6,})")
@@ -48,14 +49,25 @@ class Checkpoints:
         return max(self._complete(), default=0)
 
     def keep(self, state: Checkpoint) -> Path:
-        """Write a checkpoint, then forget those before the newest two."""
+        """Write a checkpoint, then forget those before the newest two.
+
+        Raises:
+            CheckpointError: if it cannot be written whole; those before it stay.
+        """
         place = self.folder / f"step-{state.step:06d}"
         unfinished = self.folder / f"unfinished-{state.step:06d}-{os.getpid()}"
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
-        state.save(unfinished)
-        for path in [*unfinished.rglob("*"), unfinished]:
-            _to_disk(path)
+        try:
+            state.save(unfinished)
+            for path in [*unfinished.rglob("*"), unfinished]:
+                _to_disk(path)
+        except Exception as error:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise CheckpointError(
+                f"the checkpoint of step {state.step} could not be written to {self.folder} ({error}); free the disk, "
+                "then resume after the last one"
+            ) from error
         if place.exists():
             shutil.rmtree(place)
         unfinished.rename(place)

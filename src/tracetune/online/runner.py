@@ -108,7 +108,8 @@ class RolloutRunner:
             raise
 
     def close(self) -> None:
-        """Stop the loop; threads of rollouts that hang end with the process."""
+        """End what is still under way and stop the loop; threads of rollouts that hang end with the process."""
+        asyncio.run_coroutine_threadsafe(_end_all_others(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -233,3 +234,12 @@ class RolloutRunner:
     def _tell(self, settle: Callable[..., None], method: Callable[[Any], None], value: Any) -> None:
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(settle, method, value)
+
+
+async def _end_all_others() -> None:
+    """Cancel every other task of this loop, and give each a moment to say how it ended."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    if others:
+        await asyncio.wait(others, timeout=1.0)
