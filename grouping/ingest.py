@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from tracetune.grouping import schema, segments
 from tracetune.grouping.otlp import Decoded, decode
-from tracetune.grouping.plain import decode_plain
+from tracetune.grouping.plain import PLAIN_TABLES, decode_plain
 from tracetune.grouping.records import arrow_table
 from tracetune.grouping.rows import CALLS, FLAG, OTHER_RECORDS, RECORDS, SPANS
 from tracetune.types import Sampling
@@ -29,7 +29,7 @@ from tracetune.types import Sampling
 if TYPE_CHECKING:
     import duckdb
 
-CHUNK_BYTES = 16 * 1024 * 1024
+CHUNK_BYTES = 64 * 1024 * 1024
 _DERIVED = (
     "derive_shadowed.sql",
     "derive_modules.sql",
@@ -109,11 +109,10 @@ def _ingest_segment(
     start = end = _bytes_ingested(connection).get(segment.name, 0)
     for chunk in segments.chunks(segment, start, chunk_bytes):
         end = chunk.end
-        others = decode_plain(connection, chunk.lines)
-        counts += _insert(connection, "spans", "plain_spans", SPANS.names)
-        _insert(connection, "call_rows", "plain_calls", CALLS.names)
-        ids = connection.execute("SELECT DISTINCT rollout_id FROM plain_spans").fetchall()
-        touched.rollout_ids.update(rollout_id for (rollout_id,) in ids)
+        others = decode_plain(connection, chunk.text, chunk.start)
+        for table, columns in PLAIN_TABLES.items():
+            counts += _insert(connection, table, f"plain_{table}", columns)
+        _note_plain(connection, touched)
         for decoded, tables in _tables(others):
             if decoded.rejected:
                 segments.set_aside(folder, [(segment.name, *rejected) for rejected in decoded.rejected])
@@ -166,7 +165,7 @@ def _insert_table(connection: duckdb.DuckDBPyConnection, name: str, table: Any) 
     if name == "batches":
         connection.execute(schema.script("insert_batch_members.sql"))
     connection.unregister("new_rows")
-    return Counter() if name == "call_rows" else counts
+    return counts
 
 
 def _insert(connection: duckdb.DuckDBPyConnection, table: str, source: str, columns: Sequence[str]) -> Counter[str]:
@@ -186,8 +185,16 @@ def _insert(connection: duckdb.DuckDBPyConnection, table: str, source: str, colu
     elif new_ids < rows:
         source = f"(SELECT {names} FROM {source} EXCEPT SELECT {names} FROM {table})"  # noqa: S608
     (inserted,) = _one(connection, f"INSERT INTO {table} BY NAME SELECT {names}{derived} FROM {source}")  # noqa: S608
+    if table == "call_rows":  # counted as spans
+        return Counter()
     counted = "spans" if table == "spans" else "records"
     return Counter({counted: inserted, "repeated": rows - inserted, "conflicting": inserted - new_ids})
+
+
+def _note_plain(connection: duckdb.DuckDBPyConnection, touched: _Touched) -> None:
+    ids = connection.execute(schema.script("decode_touched.sql")).fetchall()
+    touched.rollout_ids.update(rollout_id for rollout_id, _ in ids)
+    touched.call_ids.update(call_id for _, call_id in ids)
 
 
 def _note(decoded: Decoded, touched: _Touched) -> None:

@@ -1,9 +1,9 @@
 -- In: plain_spans
--- Out: plain_spans without the lines that were not plain; plain_calls, one row a choice of an
+-- Out: plain_spans without the lines that were not plain; plain_call_rows, one row a choice of an
 --      LM span, with the columns of `call_rows` that a span alone can tell
 DELETE FROM plain_spans WHERE NOT is_plain;
 
-CREATE OR REPLACE TEMP VIEW plain_calls AS
+CREATE OR REPLACE TEMP VIEW plain_call_rows AS
 SELECT number, span_id || CASE WHEN choice = 0 THEN '' ELSE '.' || choice END AS call_id,
        span_id, lm_parent, rollout_id, run, split, step, example_id, module, coalesce(key, '') AS key, execution,
        recorded_invocation, recorded_turn, coalesce(recorded_invocation, 0) AS invocation,

@@ -1,33 +1,26 @@
 -- The quick way for the tracer's own lines: one span a line, attributes that all have a column,
 -- messages that are plain text. Every other line is left to the decoder in Python, which
 -- means the same by them; a test holds the two against each other.
--- In: lines(number, line)
+-- In: lines(number, line), where a line is the span alone of the scope
+--     `tracetune`; $$resource of them all
 -- Out: plain_spans(number, the columns of `spans`, chat, answers, what else a call needs)
 CREATE OR REPLACE TEMP TABLE plain_spans AS
 WITH documents AS (
-    SELECT number, try(from_json(line, '$shape')).resourceSpans AS resources
+    SELECT number, try(from_json(line, '$shape')) AS span
     FROM lines
 ),
-single AS (
-    SELECT number,
-           resources[1].resource AS resource,
-           resources[1].scopeSpans[1].scope.name AS scope,
-           resources[1].scopeSpans[1].spans[1] AS span,
-           len(resources) = 1 AND len(resources[1].scopeSpans) = 1 AND len(resources[1].scopeSpans[1].spans) = 1 AS is_single
-    FROM documents
-),
 attributes AS (
-    SELECT number, resource, scope, span, is_single,
+    SELECT number, span,
            list_transform(span.attributes, lambda attribute: attribute.key) AS names,
            list_transform(span.attributes, lambda attribute: attribute.value.stringValue) AS texts,
            list_transform(span.attributes, lambda attribute: attribute.value.intValue) AS wholes,
            list_transform(span.attributes, lambda attribute: attribute.value.doubleValue) AS reals,
            list_transform(span.attributes, lambda attribute: attribute.value.boolValue) AS flags,
            list_transform(span.attributes, lambda attribute: attribute.value.arrayValue.values) AS arrays
-    FROM single
+    FROM documents
 ),
 columns_of AS (
-    SELECT number, resource, scope, span, is_single, len(names) AS n_attributes,
+    SELECT number, span, len(names) AS n_attributes,
            $columns
     FROM attributes
 ),
@@ -50,7 +43,8 @@ SELECT number,
        error_type, run, split, step, coalesce(nullif(rollout_id, ''), span.traceId) AS rollout_id, example_id, policy_version,
        module, key, execution, recorded_invocation, recorded_turn, unordered, late, truncated, input, output,
        operation, provider, request_model, response_model, response_id, input_tokens, output_tokens, choice_count,
-       NULL::VARCHAR AS attributes, nullif(span.events, '[]') AS events, nullif(resource::VARCHAR, '{}') AS resource, scope,
+       NULL::VARCHAR AS attributes, nullif(span.events, '[]') AS events, $$resource AS resource,
+       'tracetune' AS scope,
        lm_parent, coalesce(nullif(call_kind, ''), 'call') AS call_kind,
        to_json(list_transform(asked, lambda message: {
            'role': message.role, 'content': message.parts[1].content
@@ -59,16 +53,15 @@ SELECT number,
        list_transform(answered, lambda message, place: coalesce(
            nullif(message.finish_reason, ''), nullif(finish_reasons[place], '')
        )) AS finish_reasons,
-       nullif(json_merge_patch('{}', json_object(
-           'temperature', temperature, 'top_p', top_p, 'top_k', top_k, 'max_tokens', max_tokens,
-           'seed', seed, 'stop', stop
-       ))::VARCHAR, '{}') AS sampling,
+       nullif('{' || concat_ws(
+           ',', '"temperature":' || to_json(temperature), '"top_p":' || to_json(top_p), '"top_k":' || top_k,
+           '"max_tokens":' || max_tokens, '"seed":' || seed, '"stop":' || to_json(stop)
+       ) || '}', '{}') AS sampling,
        coalesce(
-           is_single AND scope = 'tracetune' AND span.links IS NULL AND span.status.message IS NULL
+           span.links IS NULL AND span.status.message IS NULL
            AND span.traceId <> '' AND span.spanId <> '' AND span.name IS NOT NULL
            AND span.startTimeUnixNano IS NOT NULL AND span.endTimeUnixNano IS NOT NULL
            AND n_attributes = $n_taken
-               + CASE WHEN kind = 'lm' THEN $n_taken_of_calls ELSE 0 END
            AND kind <> ''
            -- The example of a root without one is a hash, which Python takes.
            AND (example_id IS NOT NULL OR nullif(span.parentSpanId, '') IS NOT NULL OR input IS NULL)

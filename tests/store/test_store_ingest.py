@@ -238,6 +238,14 @@ def test_a_document_with_many_spans_is_read_whole(path):
     assert Store(path).ingest() == IngestReport(spans=2, records=1, segments=1)
 
 
+def test_each_span_keeps_the_resource_of_its_own_line(path):
+    """Lines of two processes in one file, each with its resource, are not taken for one another's."""
+    first, second, third = (span(name, place, KIND="tool") for place, name in enumerate("abc", 1))
+    write_segment(path, "1-1-a", first, second.replace(b'"opentelemetry"', b'"another"'), third)
+    rows = Store(path).sql("SELECT name, resource LIKE '%\"another\"%' AS other FROM spans ORDER BY name").rows()
+    assert [tuple(row.values()) for row in rows] == [("a", False), ("b", True), ("c", False)]
+
+
 def test_a_batch_that_was_trained_on_is_saved_with_its_members(path):
     """What a step learned from is one row, and one row for each member."""
     member = {"group_id": "g", "slot": 0, "call_id": "c", "rollout_id": "r", "reward": 1.0, "advantage": 0.5}

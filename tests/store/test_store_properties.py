@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from itertools import accumulate
 from pathlib import Path
 
 import duckdb
@@ -15,9 +16,10 @@ from store.spool_lines import START, a_rollout, span
 from tracetune.grouping import ingest, schema
 from tracetune.grouping.otlp import decode
 from tracetune.grouping.plain import decode_plain
+from tracetune.grouping.plain_records import PLAIN_RECORDS
 from tracetune.grouping.records import arrow_table
-from tracetune.grouping.rows import CALLS, SPANS
-from tracetune.tracer import names
+from tracetune.grouping.rows import CALLS, REAL, RECORDS, SPANS, TEXT, WHOLE
+from tracetune.tracer import encoding, names
 
 LINES = [line for number in range(3) for line in a_rollout(number)] + [
     span("outer", 900, parent=100, trace_id=100, KIND="lm", ROLLOUT_ID="r0", RESPONSE_ID="response-110", MODULE="hop"),
@@ -129,7 +131,7 @@ def compact(value):
 def comparable(row):
     """A row whose JSON texts are values."""
     read = dict(row)
-    for name in ("sampling", "messages", "resource"):
+    for name in ("sampling", "messages", "resource", "rest", "input", "output"):
         if read.get(name) is not None:
             read[name] = json.loads(read[name])
     return read
@@ -140,24 +142,63 @@ def comparable(row):
 def test_the_quick_way_and_the_careful_way_read_the_same(lines):
     """What DuckDB makes of a plain line is what the decoder in Python makes of it."""
     with duckdb.connect() as connection:
-        numbered = list(enumerate(lines))
-        others = {number for number, _ in decode_plain(connection, numbered)}
-        plain = [pair for pair in numbered if pair[0] not in others]
-        decoded = decode(plain)
-        for source, schema_, rows in (("plain_spans", SPANS, decoded.spans), ("plain_calls", CALLS, decoded.calls)):
+        others = {offset for offset, _ in decode_plain(connection, b"".join(lines))}
+        offsets = accumulate(map(len, lines), initial=0)
+        decoded = decode([(offset, line) for offset, line in zip(offsets, lines, strict=False) if offset not in others])
+        for source, schema_, rows in (("plain_spans", SPANS, decoded.spans), ("plain_call_rows", CALLS, decoded.calls)):
             columns = ", ".join(schema_.names)
-            order = "ORDER BY number" + (", choice" if source == "plain_calls" else "")
+            order = "ORDER BY number" + (", choice" if source == "plain_call_rows" else "")
             quick = connection.execute(f"SELECT {columns} FROM {source} {order}").to_arrow_table()
             careful = arrow_table(schema_, rows)
             assert [comparable(row) for row in quick.to_pylist()] == [comparable(row) for row in careful.to_pylist()]
 
 
-def test_the_tracers_own_lines_take_the_quick_way(tmp_path):
-    """No span of an ordinary rollout is left to the decoder in Python."""
-    numbered = list(enumerate(a_rollout()))
+values = {
+    TEXT: texts | st.none(),
+    WHOLE: st.integers(-3, 3) | st.none(),
+    REAL: st.floats(allow_nan=False, allow_infinity=False) | st.integers(-3, 3),
+}
+anything = st.sampled_from([None, "three", "3", 3, 0.5, True, [1], {"a": [1.5, "é"]}])
+
+
+@st.composite
+def records(draw):
+    """A record as the tracer might write it, sometimes with one field or attribute that it never would."""
+    event = draw(st.sampled_from(PLAIN_RECORDS))
+    columns = {column.field or column.name: column for column in RECORDS[event].columns}
+    known = {name: anything if column.json else values[column.type] for name, column in columns.items()}
+    needed = {"rollout_id": "r", "status": "ok", "name": "reward", "value": 1}
+    body = {name: value for name, value in needed.items() if name in columns}
+    body |= draw(st.fixed_dictionaries({}, optional=known))
+    scope = {names.ROLLOUT_ID: texts, names.RUN: texts, names.STEP: st.integers(0, 9)}
+    attributes = {names.RECORD_ID: draw(texts)} | draw(st.fixed_dictionaries({}, optional=scope))
+    if odd := draw(st.sampled_from(["", "", "", "extra", *columns])):
+        place, prefix = draw(st.sampled_from([(body, ""), (attributes, "tracetune.")]))
+        place[prefix + odd] = draw(anything)
+    return encoding.record_line(event, body, attributes, START)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(records(), min_size=1, max_size=12))
+def test_the_quick_way_and_the_careful_way_read_the_same_records(lines):
+    """What DuckDB makes of a plain record is what the decoder in Python makes of it."""
     with duckdb.connect() as connection:
-        left = decode_plain(connection, numbered)
-    assert [line[:20] for _, line in left] == [b'{"resourceLogs":[{"r'] * 6
+        others = {offset for offset, _ in decode_plain(connection, b"".join(lines))}
+        offsets = accumulate(map(len, lines), initial=0)
+        decoded = decode([(offset, line) for offset, line in zip(offsets, lines, strict=False) if offset not in others])
+        assert decoded.rejected == []
+        for known in (RECORDS[event] for event in PLAIN_RECORDS):
+            columns = ", ".join(known.schema.names)
+            quick = connection.execute(f"SELECT {columns} FROM plain_{known.table} ORDER BY number").to_arrow_table()
+            careful = arrow_table(known.schema, decoded.records.get(known.table, []))
+            assert [comparable(row) for row in quick.to_pylist()] == [comparable(row) for row in careful.to_pylist()]
+
+
+def test_the_tracers_own_lines_take_the_quick_way(tmp_path):
+    """No span of an ordinary rollout, nor its start, end and score, is left to the decoder in Python."""
+    with duckdb.connect() as connection:
+        left = decode_plain(connection, b"".join(a_rollout()))
+    assert [line[:20] for _, line in left] == [b'{"resourceLogs":[{"r'] * 3
 
 
 def test_the_rows_that_ingest_writes_are_those_of_the_migrations(prepared, tmp_path):
@@ -165,9 +206,7 @@ def test_the_rows_that_ingest_writes_are_those_of_the_migrations(prepared, tmp_p
     path = tmp_path / "traces.duckdb"
     path.write_bytes(prepared)
     with duckdb.connect(path) as connection:
-        declared = {"spans": SPANS, "call_rows": CALLS} | {
-            table.table: table.schema for table in ingest.RECORDS.values()
-        }
+        declared = {"spans": SPANS, "call_rows": CALLS} | {table.table: table.schema for table in RECORDS.values()}
         for name, columns in declared.items():
             table = connection.execute(f"FROM {name}").to_arrow_table().schema
             assert {column.name: table.field(column.name).type for column in columns if column.name != "members"} == {
