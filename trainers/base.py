@@ -7,11 +7,11 @@ A weight trainer knows how to learn from one batch (`step`), how to keep what it
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from contextlib import AbstractContextManager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self, TypeVar
 
 from tracetune.errors import NoCompletions, TrainerError
 from tracetune.types import (
@@ -24,6 +24,8 @@ from tracetune.types import (
     Sampling,
     StepReport,
 )
+
+T = TypeVar("T")
 
 
 class Endpoint(Protocol):
@@ -52,8 +54,8 @@ class Endpoint(Protocol):
     def publish(self, version: str) -> Any:
         """Stamp completions with a new version from now on."""
 
-    def exclusive(self) -> AbstractContextManager[Any]:
-        """A time in which nothing is decoded, so that weights may change."""
+    def exclusively(self, work: Callable[[], T]) -> T:
+        """What `work` gives, run while nothing is decoded, so that weights may change."""
 
 
 @dataclass(slots=True)
@@ -209,10 +211,14 @@ class WeightTrainer(ABC):
         if not self._reached:
             self._reached = _reaches_endpoint(rollouts, endpoint.completions_served - served)
         batch = env.groups(rollouts, plan.grouping)
-        with endpoint.exclusive():
+
+        def learn() -> StepReport:
             report = self.step(batch)
             if report.used:
                 endpoint.publish(self._version(plan))
+            return report
+
+        report = endpoint.exclusively(learn)
         env.journal.batch(batch, report, step=step, policy_version=policy.version)
         if report.used:
             env.journal.policy(endpoint.policy, step=step, trainer=self.name)

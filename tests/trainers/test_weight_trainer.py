@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -53,11 +52,11 @@ class RecordingEndpoint:
         self.version = version
         self.events.append(f"publish {version}")
 
-    @contextmanager
-    def exclusive(self):
+    def exclusively(self, work):
         self.events.append("exclusive")
-        yield
+        result = work()
         self.events.append("shared")
+        return result
 
 
 class CountingTrainer(WeightTrainer):

@@ -11,7 +11,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -24,6 +26,8 @@ from tracetune.trainers.endpoint.rows import Piece, Row
 from tracetune.trainers.endpoint.sampling import Drawn, Sampler
 from tracetune.trainers.endpoint.text import Decode
 from tracetune.types import Journal
+
+T = TypeVar("T")
 
 # Requests that come together are admitted together: while nothing is being decoded, the
 # loop waits until none has come for a moment, and no longer than a few moments.
@@ -80,6 +84,7 @@ class Decoder:
         self._held = False
         self._busy = False
         self._stopping = False
+        self._work: Callable[[], None] | None = None
         self._training_modules: list[torch.nn.Module] = []
         self._thread = threading.Thread(target=self._run, name="tracetune-decoder", daemon=True)
 
@@ -123,6 +128,33 @@ class Decoder:
                     self._held = False
                     self._changed.notify_all()
 
+    def exclusively(self, work: Callable[[], T]) -> T:
+        """What `work` gives, run in the decode thread while it has the model to itself.
+
+        Every thread that computes with torch has a pool of its own for it, and two pools on
+        the same cores halve each other's speed: so heavy work goes where decoding is done.
+        """
+        with self.exclusive():
+            if not self._thread.is_alive():
+                return work()
+            outcome: Future[T] = Future()
+
+            def settle() -> None:
+                try:
+                    with torch.enable_grad():  # decoding is without
+                        outcome.set_result(work())
+                except BaseException as error:  # noqa: BLE001 - it is raised again where the outcome is awaited
+                    outcome.set_exception(error)
+
+            with self._changed:
+                self._work = settle
+                self._changed.notify_all()
+            try:
+                return outcome.result()
+            finally:
+                # An interrupt ends this wait, not the work, which must not go on behind its caller's back.
+                wait([outcome])
+
     def _to_eval_mode(self) -> None:
         self._training_modules = [module for module in self._model.modules() if module.training]
         self._model.eval()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
@@ -139,6 +171,9 @@ class Decoder:
         # keep between calls must not become an inference tensor.
         with torch.no_grad():
             while (admitted := self._next_rows()) is not None:
+                if self._work is not None:
+                    work, self._work = self._work, None
+                    work()
                 try:
                     self._let_go()
                     if admitted:
@@ -161,9 +196,10 @@ class Decoder:
             if not self._rows:
                 self._busy = False
                 self._changed.notify_all()
-                self._changed.wait_for(lambda: self._stopping or (self._waiting and not self._held))
-                self._gather()
-            if self._stopping:
+                self._changed.wait_for(lambda: self._stopping or self._work or (self._waiting and not self._held))
+                if not self._work:
+                    self._gather()
+            if self._stopping and self._work is None:
                 return None
             rows = [] if self._held else self._take()
             self._busy = bool(rows or self._rows)

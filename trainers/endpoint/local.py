@@ -6,9 +6,10 @@ import asyncio
 import secrets
 import socket
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
+from typing import TypeVar
 
 import torch
 import uvicorn
@@ -22,6 +23,8 @@ from tracetune.trainers.endpoint.prompts import Prompts
 from tracetune.trainers.endpoint.rows import Piece
 from tracetune.types import Journal, Policy, Sampling, Upstream
 
+T = TypeVar("T")
+
 # Longer than a program thinks between two calls: a connection that is closed just as a
 # client takes it up again costs that client a retry.
 KEEP_ALIVE_SECONDS = 600
@@ -32,7 +35,7 @@ FAREWELL_SECONDS = 1
 class LocalEndpoint:
     """Serves a local model as OpenAI's clients expect, and records the exact tokens of every choice.
 
-    The model stays the caller's: a trainer changes its weights inside `exclusive()`, and
+    The model stays the caller's: a trainer changes its weights in `exclusively`, and
     says so with `publish`.
 
     Attributes:
@@ -170,6 +173,14 @@ class LocalEndpoint:
         """
         with self._decoder.exclusive():
             yield
+
+    def exclusively(self, work: Callable[[], T]) -> T:
+        """What `work` gives, run in the decode thread inside `exclusive()`: the way to train.
+
+        Torch computes at half its speed in a second thread, so training is done where
+        decoding is.
+        """
+        return self._decoder.exclusively(work)
 
     def _post(self, pieces: list[Piece]) -> None:
         assert self._loop is not None  # rows come by way of the loop

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,22 +80,23 @@ class LocalTrainer(WeightTrainer):
         super().__init__()
         self.settings = LocalSettings.of(settings)
         self._threads = threads or torch.get_num_threads()
-        if isinstance(model, tuple):
-            base, self.tokenizer = model
-        else:
-            from tracetune.trainers.models import load_model
+        with _on_one_thread():
+            if isinstance(model, tuple):
+                base, self.tokenizer = model
+            else:
+                from tracetune.trainers.models import load_model
 
-            base, self.tokenizer = load_model(model, dtype=dtype, device=device)
-        self._cost = cost_of(base)
-        self._fingerprint = model_fingerprint(dict(base.named_parameters()))
-        self._share = self.settings.lora_dropout == 0.0 and shares_prefixes(base)
-        self._adapter = Adapter(
-            base,
-            rank=self.settings.lora_rank,
-            alpha=self.settings.lora_alpha,
-            dropout=self.settings.lora_dropout,
-            seed=self.settings.seed,
-        )
+                base, self.tokenizer = load_model(model, dtype=dtype, device=device)
+            self._cost = cost_of(base)
+            self._fingerprint = model_fingerprint(dict(base.named_parameters()))
+            self._share = self.settings.lora_dropout == 0.0 and shares_prefixes(base)
+            self._adapter = Adapter(
+                base,
+                rank=self.settings.lora_rank,
+                alpha=self.settings.lora_alpha,
+                dropout=self.settings.lora_dropout,
+                seed=self.settings.seed,
+            )
         self._parameters = list(self._adapter.parameters.values())
         self._optimizer = torch.optim.AdamW(self._parameters, lr=self.settings.learning_rate, weight_decay=0.0)
         self._warned = False
@@ -245,3 +247,18 @@ class LocalTrainer(WeightTrainer):
                 "truncated sampling); those of the present weights stand in, as if it had just sampled them",
                 stacklevel=3,
             )
+
+
+@contextmanager
+def _on_one_thread() -> Iterator[None]:
+    """Compute without torch's pool of threads, which it would keep for the calling thread.
+
+    Steps are made in the endpoint's thread, and two pools on the same cores halve each
+    other's speed.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
