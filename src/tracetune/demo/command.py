@@ -18,9 +18,10 @@ from tracetune.trainers.local import LocalTrainer
 from tracetune.types import Grouping
 
 INTRODUCTION = """\
-A program answers questions like "ann friend boss" from seven facts, with two modules:
-[b]hop[/b] finds the next name, as often as it sees fit, and [b]answer[/b] says the last one.
-Every call is recorded, grouped by module and invocation, and trained with mmGRPO.
+A program of two modules answers questions like "ann friend boss" from
+seven facts: [b]hop[/b] finds the next name, as often as it sees fit, and
+[b]answer[/b] says the last one. Every call is recorded, grouped by module
+and invocation, and trained with mmGRPO.
 """
 
 HELD_OUT = 240
