@@ -62,11 +62,6 @@ class Chunk:
     text: memoryview
 
 
-def spool_folder(store: Path) -> Path:
-    """The folder beside a store that every process writes to."""
-    return store.with_name(store.name + ".spool")
-
-
 def segments(folder: Path) -> list[Segment]:
     """The segments of a spool, oldest first."""
     found = []

@@ -22,7 +22,7 @@ from tracetune.grouping.ingest import IngestReport
 from tracetune.grouping.programmatic import RolloutRow, write_rollouts
 from tracetune.grouping.results import Result
 from tracetune.grouping.scores import score_rows
-from tracetune.tracer import names
+from tracetune.tracer import names, spool_folder
 from tracetune.tracer.spool import Spool
 from tracetune.types import GroupBatch, Grouping
 
@@ -56,7 +56,7 @@ class Store:
         self.path = Path(path).absolute()
         self.read_only = read_only
         self._wait = wait
-        self._spool_folder = segments.spool_folder(self.path)
+        self._spool_folder = spool_folder(self.path)
         if read_only and not self.path.exists() and not self._spool_folder.exists():
             raise StoreNotFound(f"there is no store at {path}; record into it first, or give another path")
         self._prepare()
