@@ -21,6 +21,7 @@ import pyarrow as pa
 
 from tracetune.grouping import schema, segments
 from tracetune.grouping.otlp import Decoded, decode
+from tracetune.grouping.parts import parts_of
 from tracetune.grouping.plain import PLAIN_TABLES, decode_plain
 from tracetune.grouping.records import arrow_table
 from tracetune.grouping.rows import CALLS, FLAG, OTHER_RECORDS, RECORDS, SPANS
@@ -145,6 +146,8 @@ def _tables(lines: Sequence[tuple[int, bytes]]) -> list[tuple[Decoded, dict[str,
             middle = len(lines) // 2
             return _tables(lines[:middle]) + _tables(lines[middle:])
         (offset, line), reason = lines[0], f"a value of the wrong type: {error}"
+        if parts := parts_of(orjson.loads(line)):
+            return _tables([(offset, part) for part in parts])
         return [(Decoded(rejected=[(offset, line, reason)]), {})]
 
 

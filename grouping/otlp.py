@@ -16,10 +16,12 @@ from typing import Any
 import orjson
 
 from tracetune.grouping.messages import chat_messages, choices
+from tracetune.grouping.parts import parts_of
 from tracetune.grouping.records import record_row
 from tracetune.tracer import names
+from tracetune.tracer.encoding import SCOPE_NAME
 
-_LM_OPERATIONS = ("chat", "text_completion", "generate_content")
+LM_OPERATIONS = ("chat", "text_completion", "generate_content")
 _SPAN_FIELDS = {
     "traceId",
     "spanId",
@@ -50,6 +52,14 @@ class Decoded:
         """How many log records were read."""
         return sum(len(rows) for rows in self.records.values())
 
+    def take(self, other: Decoded) -> None:
+        """Add what another stretch holds."""
+        self.spans += other.spans
+        self.calls += other.calls
+        for table, rows in other.records.items():
+            self.records.setdefault(table, []).extend(rows)
+        self.rejected += other.rejected
+
 
 def decode(lines: Iterable[tuple[int, bytes]]) -> Decoded:
     """Rows of the lines given with their offsets; unreadable ones are in `rejected`.
@@ -70,7 +80,10 @@ def decode(lines: Iterable[tuple[int, bytes]]) -> Decoded:
             records = _decode_document(document, line, decoded)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             del decoded.spans[n_spans:], decoded.calls[n_calls:]
-            decoded.rejected.append((offset, line, _reason(error)))
+            if parts := parts_of(document):  # one of them, and its neighbours are kept
+                decoded.take(decode((offset, part) for part in parts))
+            else:
+                decoded.rejected.append((offset, line, _reason(error)))
             continue
         for table, row in records:
             decoded.records.setdefault(table, []).append(row)
@@ -107,10 +120,9 @@ def _decode_document(document: Any, line: bytes, decoded: Decoded) -> list[tuple
     for resource_spans in document.get("resourceSpans", ()):
         resource = resource_spans.get("resource")
         for scope_spans in resource_spans["scopeSpans"]:
-            scope = scope_spans.get("scope")
-            scope_name = scope.get("name") if scope else None
+            scope = scope_spans.get("scope") or {}
             for span in scope_spans["spans"]:
-                _decode_span(span, resource, scope_name, decoded)
+                _decode_span(span, resource, scope, decoded)
     records = []
     for resource_logs in document.get("resourceLogs", ()):
         for scope_logs in resource_logs["scopeLogs"]:
@@ -119,7 +131,9 @@ def _decode_document(document: Any, line: bytes, decoded: Decoded) -> list[tuple
     return records
 
 
-def _decode_span(span: dict[str, Any], resource: dict[str, Any] | None, scope: str | None, decoded: Decoded) -> None:
+def _decode_span(
+    span: dict[str, Any], resource: dict[str, Any] | None, scope: dict[str, Any], decoded: Decoded
+) -> None:
     attributes = attributes_of(span.get("attributes", ()))
     take = attributes.pop
     trace_id, span_id, parent = span["traceId"], span["spanId"], span.get("parentSpanId") or None
@@ -129,7 +143,7 @@ def _decode_span(span: dict[str, Any], resource: dict[str, Any] | None, scope: s
     rollout_id = take(names.ROLLOUT_ID, None) or trace_id
     run, split, step = take(names.RUN, None), take(names.SPLIT, None), take(names.STEP, None)
     operation = take(names.OPERATION, None)
-    kind = take(names.KIND, None) or ("lm" if operation in _LM_OPERATIONS else None)
+    kind = take(names.KIND, None) or ("lm" if operation in LM_OPERATIONS else None)
     example_id = take(names.EXAMPLE_ID, None)
     if example_id is None and parent is None:
         example_id = _example_id(attributes)
@@ -187,7 +201,10 @@ def _decode_span(span: dict[str, Any], resource: dict[str, Any] | None, scope: s
     input_tokens, output_tokens = take(names.INPUT_TOKENS, None), take(names.OUTPUT_TOKENS, None)
     choice_count, events = take(names.CHOICE_COUNT, None), span.get("events")
     if not span.keys() <= _SPAN_FIELDS:
-        attributes.update((f"otlp.{name}", span[name]) for name in span.keys() - _SPAN_FIELDS)
+        # In one order, so that the same span has the same row whenever it comes.
+        attributes.update((f"otlp.{name}", span[name]) for name in sorted(span.keys() - _SPAN_FIELDS))
+    if scope.get("name") != SCOPE_NAME:
+        _keep_foreign(attributes, span, scope)
     if message := (span.get("status") or {}).get("message"):
         attributes["otlp.status.message"] = message
     decoded.spans.append(
@@ -228,9 +245,19 @@ def _decode_span(span: dict[str, Any], resource: dict[str, Any] | None, scope: s
             orjson.dumps(attributes).decode() if attributes else None,
             orjson.dumps(events).decode() if events else None,
             orjson.dumps(resource).decode() if resource else None,
-            scope,
+            scope.get("name"),
         )
     )
+
+
+def _keep_foreign(attributes: dict[str, Any], span: dict[str, Any], scope: dict[str, Any]) -> None:
+    """Keep among the attributes what the tracer's own spans never say, or what goes without saying there."""
+    if (kind := span.get("kind")) not in (None, 0, 1):  # 1, within a process, is what kinds are by default
+        attributes["otlp.kind"] = kind
+    if (span.get("status") or {}).get("code") in (1, "STATUS_CODE_OK"):
+        attributes["otlp.status.code"] = 1
+    if more := {name: value for name, value in scope.items() if name != "name"}:
+        attributes["otlp.scope"] = more
 
 
 def _decode_record(record: dict[str, Any], line: bytes) -> tuple[str, tuple[Any, ...]]:
@@ -268,7 +295,7 @@ def _content(attributes: dict[str, Any]) -> tuple[str | None, list[tuple[str | N
     return messages, found
 
 
-_SAMPLING = (
+SAMPLING = (
     ("temperature", names.TEMPERATURE),
     ("top_p", names.TOP_P),
     ("top_k", names.TOP_K),
@@ -279,7 +306,7 @@ _SAMPLING = (
 
 
 def _sampling(attributes: dict[str, Any]) -> str | None:
-    sampling = {name: attributes.pop(key) for name, key in _SAMPLING if key in attributes}
+    sampling = {name: attributes.pop(key) for name, key in SAMPLING if key in attributes}
     for name in ("temperature", "top_p"):
         if isinstance(sampling.get(name), int):
             sampling[name] = float(sampling[name])

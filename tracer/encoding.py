@@ -92,7 +92,7 @@ def _span(span: ReadableSpan) -> dict[str, Any]:
             {
                 "timeUnixNano": str(event.timestamp),
                 "name": event.name,
-                "attributes": _attributes(event.attributes or {}),
+                **_stated(event.attributes),
             }
             for event in events
         ]
@@ -101,11 +101,16 @@ def _span(span: ReadableSpan) -> dict[str, Any]:
             {
                 "traceId": f"{link.context.trace_id:032x}",
                 "spanId": f"{link.context.span_id:016x}",
-                "attributes": _attributes(link.attributes or {}),
+                **_stated(link.attributes),
             }
             for link in links
         ]
     return document
+
+
+def _stated(attributes: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Attributes where there are any, as protobuf has it: what goes there and back is the same line."""
+    return {"attributes": _attributes(attributes)} if attributes else {}
 
 
 def _attributes(attributes: Mapping[str, Any]) -> list[dict[str, Any] | orjson.Fragment]:

@@ -70,6 +70,14 @@ class UnknownId(StoreError, KeyError):
         return str(self.args[0]) if self.args else ""
 
 
+class ReceiverError(TracetuneError):
+    """The receiver of traces could not start."""
+
+
+class ExportError(TracetuneError):
+    """What was sent was not taken; the message has the server's reason."""
+
+
 class TrainerError(TracetuneError):
     """Something is wrong with a trainer or what it was given."""
 

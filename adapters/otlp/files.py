@@ -1,0 +1,198 @@
+"""OTLP in files: the Collector's JSON lines, its protobuf frames, and single protobuf messages.
+
+What a file is is told by its first bytes, not by its name, and so is how it is packed.
+Nothing but one line, or one frame, is held in memory; a file without either (a single
+protobuf message) is read whole.
+"""
+
+from __future__ import annotations
+
+import io
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO, cast
+
+import zstandard
+from google.protobuf.message import DecodeError
+
+from tracetune.adapters.formats import Line, Refused
+from tracetune.adapters.otlp.documents import Reading, read_document, read_protobuf
+from tracetune.adapters.otlp.json_encoding import Malformed, read_json
+from tracetune.adapters.otlp.signals import LOGS, TRACES, Signal
+
+# Of one line, one frame or one message.
+PIECE_BYTES = 128 * 1024 * 1024
+_FRAME_HEADER_BYTES = 4
+_BLOCK_BYTES = 1024 * 1024
+# The key of a message's first field: the resources of a request. As the first byte of
+# a frame's length it would mean 160 MB.
+_MESSAGE_START = b"\x0a"
+_NOT_OTLP = "neither OTLP as JSON lines nor OTLP as protobuf"
+
+
+def read(file: BinaryIO) -> Iterator[Line | Refused]:
+    """The spans and log records of a file, and what in it cannot be read.
+
+    Example:
+        >>> list(read(io.BytesIO(b'{"resourceMetrics": []}')))
+        [Refused(place='line 1', reason='metrics and profiles are not kept', count=1)]
+    """
+    whole = _unpacked(_peekable(file))
+    try:
+        start = whole.peek(_FRAME_HEADER_BYTES)[:_FRAME_HEADER_BYTES]
+        if start.lstrip()[:1] in (b"{", b"") or start.startswith(b"\xef\xbb\xbf"):
+            yield from _json_lines(whole)
+        elif start.startswith(_MESSAGE_START):
+            yield from _message(whole)
+        else:
+            yield from _frames(whole)
+    except (EOFError, OSError, zlib.error, zstandard.ZstdError) as error:
+        yield Refused("the rest of it", f"it cannot be read: {error}")
+
+
+def _peekable(file: BinaryIO) -> io.BufferedReader:
+    return io.BufferedReader(cast("io.RawIOBase", file), _BLOCK_BYTES)
+
+
+def _unpacked(file: io.BufferedReader) -> io.BufferedReader:
+    start = file.peek(4)[:4]
+    if start.startswith(b"\x1f\x8b"):
+        return _peekable(cast("BinaryIO", _Unpacked(file, lambda: zlib.decompressobj(wbits=31))))
+    if start == b"\x28\xb5\x2f\xfd":
+        return _peekable(cast("BinaryIO", _Unpacked(file, lambda: zstandard.ZstdDecompressor().decompressobj())))
+    return file
+
+
+def _json_lines(file: io.BufferedReader) -> Iterator[Line | Refused]:
+    number = 0
+    while text := file.readline(PIECE_BYTES):
+        number += 1
+        place = f"line {number}"
+        if len(text) == PIECE_BYTES:
+            while text and not text.endswith(b"\n"):
+                text = file.readline(PIECE_BYTES)
+            yield Refused(place, f"it is longer than {PIECE_BYTES} bytes")
+        elif stripped := text.removeprefix(b"\xef\xbb\xbf" if number == 1 else b"").strip():
+            yield from _json_line(stripped, place)
+
+
+def _json_line(text: bytes, place: str) -> Iterator[Line | Refused]:
+    try:
+        document = read_json(text)
+        for signal in _signals_in(document):
+            yield from _pieces(read_document(document, signal), place)
+    except Malformed as error:
+        yield Refused(place, str(error))
+
+
+def _signals_in(document: Any) -> list[Signal]:
+    fields = document.keys() if isinstance(document, dict) else set()
+    if signals := [signal for signal in (TRACES, LOGS) if signal.resources in fields]:
+        return signals
+    if fields & {"resourceMetrics", "resourceProfiles"}:
+        raise Malformed("metrics and profiles are not kept")
+    raise Malformed("not OTLP: neither resourceSpans nor resourceLogs")
+
+
+def _message(file: io.BufferedReader) -> Iterator[Line | Refused]:
+    text = file.read(PIECE_BYTES + 1)
+    if len(text) > PIECE_BYTES:
+        yield Refused("the message", f"it is longer than {PIECE_BYTES} bytes")
+    else:
+        yield from _protobuf(text, "the message")
+
+
+def _frames(file: io.BufferedReader) -> Iterator[Line | Refused]:
+    """The messages of a file in which each has its length before it, as four bytes, the highest first."""
+    number = 0
+    while header := file.read(_FRAME_HEADER_BYTES):
+        number += 1
+        place = f"frame {number}"
+        size = int.from_bytes(header)
+        if len(header) < _FRAME_HEADER_BYTES or size > PIECE_BYTES:
+            # Without a length there is no telling where the next frame begins.
+            yield Refused(place, _NOT_OTLP if number == 1 else "its length makes no sense; what follows is not read")
+            return
+        text = file.read(size)
+        if len(text) < size:
+            yield Refused(place, _NOT_OTLP if number == 1 else f"it ends after {len(text)} of {size} bytes")
+            return
+        yield from _protobuf(text, place)
+
+
+def _protobuf(text: bytes, place: str) -> Iterator[Line | Refused]:
+    try:
+        signal = _signal_of(text)
+        yield from _pieces(read_protobuf(text, signal), place)
+    except Malformed as error:
+        yield Refused(place, str(error))
+
+
+def _signal_of(text: bytes) -> Signal:
+    """What a message holds.
+
+    Requests of all signals look alike down to their items. Spans begin with their trace
+    id, records have a time in its place; read as the other, each has neither.
+    """
+    spans = _items(text, TRACES)
+    if spans == [] or any(len(span.trace_id) == 16 for span in spans or ()):
+        return TRACES
+    if any(record.time_unix_nano or record.observed_time_unix_nano for record in _items(text, LOGS) or ()):
+        return LOGS
+    raise Malformed("not OTLP protobuf with spans or log records")
+
+
+def _items(text: bytes, signal: Signal) -> list[Any] | None:
+    """The items of a message read as that signal; None where it cannot be."""
+    request = signal.request()
+    try:
+        request.ParseFromString(text)
+    except DecodeError:
+        return None
+    found = [request]
+    for name in (signal.resources, signal.scopes, signal.items):
+        found = [part for message in found for part in getattr(message, _snake_case(name))]
+    return found
+
+
+def _snake_case(name: str) -> str:
+    return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name)
+
+
+def _pieces(reading: Reading, place: str) -> Iterator[Line | Refused]:
+    yield from reading.lines
+    if reading.refused:
+        yield Refused(place, reading.reason, reading.refused)
+
+
+class _Unpacked(io.RawIOBase):
+    """Unpacks a file of gzip members or Zstandard frames, up to the byte where it breaks off."""
+
+    # Few, since a few bytes can unpack to very many.
+    _PACKED_BYTES = 4096
+
+    def __init__(self, file: BinaryIO, frame: Callable[[], Any]) -> None:
+        self._file = file
+        self._begin = frame
+        self._frame = frame()
+        self._packed = b""
+        self._unpacked = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._unpacked:
+            packed = self._packed or self._file.read(self._PACKED_BYTES)
+            if not packed:
+                if not self._frame.eof:
+                    raise EOFError("it breaks off in the middle of what is packed")
+                return 0
+            if self._frame.eof:  # another one follows
+                self._frame = self._begin()
+            self._unpacked = memoryview(self._frame.decompress(packed))
+            self._packed = self._frame.unused_data
+        count = min(len(buffer), len(self._unpacked))
+        buffer[:count] = self._unpacked[:count]
+        self._unpacked = self._unpacked[count:]
+        return count

@@ -1,0 +1,155 @@
+"""Commands by which traces come in and go out: `serve`, `import` and `export`."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tracetune.commands.app import StorePath, app, open_store, say
+from tracetune.errors import InvalidInput, MissingDependency
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from tracetune.adapters.otlp import Sender
+
+NewStorePath = Annotated[Path, typer.Argument(metavar="STORE", help="The DuckDB file; it is made where it is missing.")]
+# Taken into the store before more is read, so that the spool does not grow as large as the files.
+_SPOOLED_BYTES = 256 * 1024 * 1024
+# Of a broken file, how many refusals are shown one by one.
+_SHOWN_REFUSALS = 20
+
+
+@app.command(epilog="Example: tracetune serve traces.duckdb")
+def serve(
+    store: NewStorePath,
+    host: Annotated[str, typer.Option(help="The address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 4318,
+    token: Annotated[
+        str | None,
+        typer.Option(envvar="TRACETUNE_TOKEN", help="What senders must show; needed if others can reach it."),
+    ] = None,
+) -> None:
+    """Receive spans and log records from OpenTelemetry exporters and Collectors.
+
+    It speaks OTLP over HTTP, in protobuf and in JSON, and goes on until it is interrupted.
+    """
+    with _needs_otlp("serve"):
+        from tracetune.adapters.otlp import Receiver
+    from tracetune.grouping import Store
+
+    Store(store)  # what is wrong with it is said now, not when it is first looked into
+    is_over = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: is_over.set())
+    with Receiver(store, host=host, port=port, token=token or None) as receiver:
+        say(f"{receiver.url} receives traces for {store}; Ctrl-C stops it")
+        is_over.wait()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)  # whoever asks twice need not wait
+    say(f"received {receiver.counts.spans} spans and {receiver.counts.records} log records")
+
+
+@app.command("import", epilog="Example: tracetune import traces.duckdb collector/*.jsonl.zst")
+def import_files(
+    store: NewStorePath,
+    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="What to import; - is standard input.")],
+    file_format: Annotated[str, typer.Option("--format", help="What the files are.")] = "otlp",
+) -> None:
+    """Import traces from files, gzip and Zstandard unpacked.
+
+    What the store has already is not imported twice. What cannot be read is said, with its
+    place; the rest is imported, and the exit status is 1.
+    """
+    from tracetune.adapters.formats import format_named
+    from tracetune.commands.importing import Import
+
+    importing = Import(store, format_named(file_format), spooled_bytes=_SPOOLED_BYTES)
+    for file in files:
+        if file != Path("-") and (file.is_dir() or not file.exists()):
+            raise InvalidInput(f"there is no file {file}; nothing was imported")
+    with _progress() as progress:
+        task = progress.add_task("importing", total=None)
+        for file in files:
+            for refused in importing.take(file, lambda count: progress.update(task, advance=count)):
+                if importing.refusals <= _SHOWN_REFUSALS:
+                    say(f"{file}: {refused.place}: {refused.reason}")
+    report = importing.end()
+    if importing.refusals > _SHOWN_REFUSALS:
+        say(f"and {importing.refusals - _SHOWN_REFUSALS} more places that could not be read")
+    say(
+        f"{store}: {report.spans} spans and {report.records} log records are new, {report.repeated} were there already"
+        + (f", {report.conflicting} have the id of another" if report.conflicting else "")
+        + (f"; {importing.refused + report.rejected} were refused" if importing.refused + report.rejected else "")
+    )
+    if importing.refused or report.rejected:
+        raise typer.Exit(1)
+
+
+@app.command(epilog="Example: tracetune export traces.duckdb --otlp http://127.0.0.1:6006 --where \"run = 'try-1'\"")
+def export(
+    store: StorePath,
+    otlp: Annotated[str, typer.Option(metavar="URL", help="The OTLP/HTTP server, such as http://127.0.0.1:4318.")],
+    where: Annotated[
+        str | None, typer.Option(metavar="SQL", help="A condition on the columns of the view rollouts.")
+    ] = None,
+    header: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="A header of each request; may be given often.")
+    ] = None,
+) -> None:
+    """Send what was recorded to Phoenix, Jaeger, a Collector or another OTLP server.
+
+    Spans go as they came. Scores, tokens and whatever else is not a span go as log records
+    to servers that take those.
+    """
+    with _needs_otlp("export"):
+        from tracetune.adapters.otlp import Sender
+        from tracetune.adapters.otlp.sender import headers_of
+    from tracetune.grouping.export import Export
+
+    with Sender(otlp, headers_of(header or [])) as sender:
+        leaving = Export(open_store(store), where)
+        with _progress() as progress:
+            task = progress.add_task("spans", total=leaving.n_spans)
+            for document in leaving.documents():
+                sender.send(document)
+                progress.update(task, completed=sender.sent.spans)
+    _say_sent(sender, otlp)
+
+
+def _say_sent(sender: Sender, url: str) -> None:
+    sent = sender.sent
+    say(f"{url} has taken {sent.spans} spans and {sent.records} log records")
+    if sent.unserved:
+        say(f"it takes no log records, so {sent.unserved} scores and other records were not sent")
+    if sent.refused:
+        say(f"it has refused {sent.refused}: {sent.reason}")
+        raise typer.Exit(1)
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    """A bar on a terminal, nothing elsewhere."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns: list[Any] = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
+        yield progress
+
+
+@contextmanager
+def _needs_otlp(command: str) -> Iterator[None]:
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise MissingDependency(
+            f"{command} needs the package {error.name}, which is not installed; pip install 'tracetune[otlp]'"
+        ) from error
