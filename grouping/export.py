@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import orjson
@@ -82,9 +83,11 @@ class Export:
             query = f"""
                 SELECT {times}, {columns}
                 FROM {table.table}
-                WHERE ({", ".join(_RECORD_KEYS)}) >= ($recorded_at, $record_id)
+                WHERE (epoch_ns(recorded_at) > $recorded_at
+                       OR epoch_ns(recorded_at) = $recorded_at AND record_id >= $record_id)
                   AND ($record_id_after IS NULL
-                       OR ({", ".join(_RECORD_KEYS)}) < ($recorded_at_after, $record_id_after))
+                       OR epoch_ns(recorded_at) < $recorded_at_after
+                       OR epoch_ns(recorded_at) = $recorded_at_after AND record_id < $record_id_after)
                   AND {condition}
                 ORDER BY recorded_at, record_id
             """  # noqa: S608  our own names, and a condition that may be any SQL that reads
@@ -110,7 +113,7 @@ class Export:
             """  # noqa: S608  as above
         ).rows()
         keys_in_order = [tuple(row.values()) for row in firsts]
-        yield from zip(keys_in_order, [*keys_in_order[1:], None], strict=True)
+        yield from zip_longest(keys_in_order, keys_in_order[1:])
 
     def _of_rollouts(self) -> str:
         return "true" if self.where is None else f"rollout_id IN ({self._selected('rollout_id')})"

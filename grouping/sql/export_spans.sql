@@ -6,10 +6,14 @@ WITH page AS (
     SELECT *
     FROM spans
     WHERE trace_id >= $trace_id
-      AND ($trace_id_after IS NULL OR trace_id <= $trace_id_after)
-      AND (trace_id, epoch_ns(started_at), span_id) >= ($trace_id, $started_at, $span_id)
+      AND (trace_id > $trace_id
+           OR epoch_ns(started_at) > $started_at
+           OR epoch_ns(started_at) = $started_at AND span_id >= $span_id)
       AND ($trace_id_after IS NULL
-           OR (trace_id, epoch_ns(started_at), span_id) < ($trace_id_after, $started_at_after, $span_id_after))
+           OR trace_id < $trace_id_after
+           OR trace_id = $trace_id_after
+              AND (epoch_ns(started_at) < $started_at_after
+                   OR epoch_ns(started_at) = $started_at_after AND span_id < $span_id_after))
       AND {condition}
 ),
 calls_of AS (

@@ -87,7 +87,7 @@ def import_files(
     say(
         f"{store}: {report.spans} spans and {report.records} log records are new, {report.repeated} were there already"
         + (f", {report.conflicting} have the id of another" if report.conflicting else "")
-        + (f"; {importing.refused + report.rejected} were refused" if importing.refused + report.rejected else "")
+        + f", {importing.refused + report.rejected} were refused"
     )
     if importing.refused or report.rejected:
         raise typer.Exit(1)
