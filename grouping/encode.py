@@ -84,7 +84,7 @@ def span_document(row: Row) -> tuple[dict[str, Any], dict[str, Any], dict[str, A
         attributes[names.KIND] = row["kind"]
     if row["rollout_id"] != row["trace_id"]:
         attributes[names.ROLLOUT_ID] = row["rollout_id"]
-    if row["status"] not in ("ok", "error"):
+    if row["status"] != ("error" if span["status"].get("code") == _ERROR else "ok"):
         attributes[names.STATUS] = row["status"]
     _say_calls(attributes, row["calls"] or ())
     span["attributes"] = _attributes(attributes)
@@ -119,7 +119,7 @@ def record_document(table: str, row: Row) -> dict[str, Any]:
 def _status(row: Row, attributes: dict[str, Any]) -> dict[str, Any]:
     code = attributes.pop("otlp.status.code", None)
     message = attributes.pop("otlp.status.message", None)
-    stated = {"code": code if row["status"] == "ok" else _ERROR, "message": message}
+    stated = {"code": code or (None if row["status"] == "ok" else _ERROR), "message": message}
     return {field: value for field, value in stated.items() if value}
 
 
@@ -128,7 +128,7 @@ def _say_calls(attributes: dict[str, Any], calls: Sequence[Row]) -> None:
     if not calls:
         return
     first = calls[0]
-    if first["lm_parent"]:
+    if first["lm_parent"] is not None:
         attributes[names.LM_PARENT] = first["lm_parent"]
     if first["kind"] != "call":
         attributes[names.CALL_KIND] = first["kind"]
@@ -140,7 +140,7 @@ def _say_calls(attributes: dict[str, Any], calls: Sequence[Row]) -> None:
         attributes[names.INPUT_MESSAGES] = orjson.dumps(chat).decode()
     if names.OUTPUT_MESSAGES not in attributes and first["completion"] is not None:
         attributes[names.OUTPUT_MESSAGES] = orjson.dumps([_answer(call) for call in calls]).decode()
-    if any(call["finish_reason"] for call in calls):
+    if len(calls) > 1 or first["finish_reason"]:
         attributes[names.FINISH_REASONS] = [call["finish_reason"] or "" for call in calls]
 
 

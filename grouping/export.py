@@ -54,7 +54,8 @@ class Export:
     @property
     def n_spans(self) -> int:
         """How many spans there are to export."""
-        [row] = self.store.sql(f"SELECT count(*) AS n FROM spans WHERE {self._of_rollouts()}").rows()  # noqa: S608  the condition may be any SQL that reads
+        query = f"WITH {self._selected} SELECT count(*) AS n FROM spans WHERE {self._of_rollouts}"  # noqa: S608  the condition may be any SQL that reads
+        [row] = self.store.sql(query).rows()
         return int(row["n"])
 
     def documents(self) -> Iterator[dict[str, Any]]:
@@ -64,9 +65,10 @@ class Export:
             yield from self._record_documents(table)
 
     def _span_documents(self) -> Iterator[dict[str, Any]]:
-        script = schema.script("export_spans.sql").replace("{condition}", self._of_rollouts())
+        script = schema.script("export_spans.sql").replace("{condition}", self._of_rollouts)
+        script = script.replace("{selected}", self._selected)
         names = ("trace_id", "started_at", "span_id")
-        for first, after in self._pages("spans", _SPAN_KEYS, self._of_rollouts()):
+        for first, after in self._pages("spans", _SPAN_KEYS, self._of_rollouts):
             params = {**dict(zip(names, first, strict=True)), **_after(names, after)}
             spans = [span_document(row) for row in self.store.sql(script, params).rows()]
             yield from _packed(spans, "resourceSpans", "scopeSpans", "spans")
@@ -81,6 +83,7 @@ class Export:
             columns = columns.replace("members, ", f"({_MEMBERS}) AS members, ")
         for first, after in self._pages(table.table, _RECORD_KEYS, condition):
             query = f"""
+                WITH {self._selected}
                 SELECT {times}, {columns}
                 FROM {table.table}
                 WHERE (epoch_ns(recorded_at) > $recorded_at
@@ -106,34 +109,37 @@ class Export:
         listed = ", ".join(keys)
         firsts = self.store.sql(
             f"""
+            WITH {self._selected}
             SELECT * EXCLUDE (place)
-            FROM (SELECT {listed}, row_number() OVER (ORDER BY {listed}) AS place FROM {table} WHERE {condition})
-            WHERE place % {PAGE_ROWS} = 1
+            FROM (SELECT {listed}, row_number() OVER (ORDER BY {listed}) - 1 AS place FROM {table} WHERE {condition})
+            WHERE place % {PAGE_ROWS} = 0
             ORDER BY ALL
             """  # noqa: S608  as above
         ).rows()
         keys_in_order = [tuple(row.values()) for row in firsts]
         yield from zip_longest(keys_in_order, keys_in_order[1:])
 
+    @property
+    def _selected(self) -> str:
+        # Apart from what is selected for it, so that the condition sees no columns but those of `rollouts`;
+        # the line end keeps a comment at its end from swallowing the parenthesis.
+        return f"selected AS (SELECT rollout_id, run FROM rollouts WHERE ({self.where or 'true'}\n))"  # noqa: S608  as above
+
+    @property
     def _of_rollouts(self) -> str:
-        return "true" if self.where is None else f"rollout_id IN ({self._selected('rollout_id')})"
+        return "true" if self.where is None else "rollout_id IN (SELECT rollout_id FROM selected)"
 
     def _of_records(self, table: RecordTable) -> str:
+        columns = table.schema.names
         if self.where is None:
             return "true"
-        calls = f"FROM call_rows WHERE {self._of_rollouts()}"
         if table.table == "completions":
-            return f"completion_key IN (SELECT completion_key {calls})"
-        columns = table.schema.names
+            return f"completion_key IN (SELECT completion_key FROM call_rows WHERE {self._of_rollouts})"  # noqa: S608  as above
         if "call_id" in columns:
-            return f"({self._of_rollouts()} OR call_id IN (SELECT call_id {calls}))"
+            return f"({self._of_rollouts} OR call_id IN (SELECT call_id FROM call_rows WHERE {self._of_rollouts}))"  # noqa: S608  as above
         if "rollout_id" in columns:
-            return self._of_rollouts()
-        return f"run IN ({self._selected('run')})" if "run" in columns else "false"
-
-    def _selected(self, column: str) -> str:
-        # The line end keeps a comment at the end of the condition from swallowing the parenthesis.
-        return f"SELECT {column} FROM rollouts WHERE ({self.where}\n)"  # noqa: S608  as above
+            return self._of_rollouts
+        return "run IN (SELECT run FROM selected)" if "run" in columns else "false"
 
 
 _MEMBERS = """

@@ -169,7 +169,7 @@ class _Unpacked(io.RawIOBase):
     """Unpacks a file of gzip members or Zstandard frames, up to the byte where it breaks off."""
 
     # Few, since a few bytes can unpack to very many.
-    _PACKED_BYTES = 4096
+    _PACKED_BYTES = 1024
 
     def __init__(self, file: BinaryIO, frame: Callable[[], Any]) -> None:
         self._file = file

@@ -3,7 +3,8 @@
 OTLP's JSON is not quite protobuf's own: ids are hexadecimal, enums are numbers. The
 fields come from the messages' descriptors, so whatever a later version of the protocol
 adds is read too. A document that `checked` or `document_of` gave is canonical: known
-fields only, 64-bit integers as strings, ids in lower case, attributes with key and value.
+fields only and no defaults, 64-bit integers as strings, ids in lower case, attributes
+with key and value.
 
 Reference:
     OpenTelemetry protocol, "JSON Protobuf Encoding"; Protocol Buffers, "ProtoJSON Format".
@@ -65,6 +66,7 @@ class _Field:
 
     attribute: str
     is_list: bool
+    default: Any  # a value that is the same as none; None where there is no such value
     message: Descriptor | None
     check: Callable[[Any, int], Any]  # of untrusted JSON, and how deep it lies
     to_json: Callable[[Any], Any]
@@ -113,9 +115,11 @@ def checked(value: Any, message: Descriptor, depth: int = 0) -> Json:
         if field is None or item is None:  # null is a field's default
             continue
         try:
-            document[name] = _checked_list(field, item, depth) if field.is_list else field.check(item, depth)
+            known = _checked_list(field, item, depth) if field.is_list else field.check(item, depth)
         except Malformed as error:
             raise error.inside(name) from None
+        if field.default is None or known != field.default:
+            document[name] = known
     if message.name == "AnyValue" and len(document) > 1:
         raise Malformed(f"a value is of one type, and this one has {' and '.join(sorted(document))}")
     return _completed(document, message)
@@ -212,7 +216,12 @@ def _field(descriptor: FieldDescriptor) -> _Field:
         check, to_json, from_json = _checked_bytes, _base64, base64.b64decode
     else:
         check = _checked_flag if kind == FieldDescriptor.TYPE_BOOL else _checked_text
-    return _Field(descriptor.name, descriptor.is_repeated, message, check, to_json, from_json)
+    default: Any = None
+    if descriptor.is_repeated:
+        default = []
+    elif not descriptor.has_presence:
+        default = to_json(descriptor.default_value)
+    return _Field(descriptor.name, descriptor.is_repeated, default, message, check, to_json, from_json)
 
 
 def _check_of_message(message: Descriptor) -> Callable[[Any, int], Any]:

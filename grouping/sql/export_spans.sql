@@ -1,8 +1,10 @@
--- In: a page of `spans`: those from the key ($trace_id, $started_at, $span_id) on, and before the key
---     ($trace_id_after, $started_at_after, $span_id_after) where there is another page; call_rows
+-- In: selected(rollout_id, run), the rollouts to export, and {condition}, which says whether a span is of
+--     them; a page of `spans`: those from the key ($trace_id, $started_at, $span_id) on, and before the
+--     key ($trace_id_after, $started_at_after, $span_id_after) where there is another page; call_rows
 -- Out: the columns of `spans`, times in nanoseconds, with `calls`, what only `call_rows` has of an LM
 --      span; in order of trace, then of time
-WITH page AS (
+WITH {selected},
+page AS (
     SELECT *
     FROM spans
     WHERE trace_id >= $trace_id

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import orjson
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -22,6 +23,8 @@ from tracetune.adapters.otlp.json_encoding import fill
 PROTOBUF = "application/x-protobuf"
 JSON = "application/json"
 REQUESTS = {"/v1/traces": ExportTraceServiceRequest, "/v1/logs": ExportLogsServiceRequest}
+# One for all: each client reads every certificate that the machine trusts.
+http = httpx.Client()
 START = 1_767_225_600_000_000_000
 
 

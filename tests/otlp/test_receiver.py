@@ -27,7 +27,7 @@ from opentelemetry.sdk._logs.export import BatchLogRecordProcessor
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from otlp.serving import JSON, PROTOBUF, a_span, body, good, headers, packed, request, segments_of, serving
+from otlp.serving import JSON, PROTOBUF, a_span, body, good, headers, http, packed, request, segments_of, serving
 
 from tracetune import Store
 from tracetune.adapters.otlp import Receiver
@@ -128,7 +128,7 @@ def test_what_was_acknowledged_survives_a_kill(store):
     """After kill -9 right behind the answer, the span is in the store."""
     with serving(store) as served:
         for number in range(1, 6):
-            answer = httpx.post(f"{served.url}/v1/traces", json=good("/v1/traces", number))
+            answer = http.post(f"{served.url}/v1/traces", json=good("/v1/traces", number))
             assert (answer.status_code, answer.json()) == (200, {})
         served.process.kill()
         served.process.wait()
@@ -138,7 +138,7 @@ def test_what_was_acknowledged_survives_a_kill(store):
 def test_a_stop_closes_the_segment_whole(store):
     """Interrupted, it ends with status 0, and its segment has its final name; SIGTERM does the same above."""
     with serving(store) as served:
-        httpx.post(f"{served.url}/v1/traces", json=good("/v1/traces", 1))
+        http.post(f"{served.url}/v1/traces", json=good("/v1/traces", 1))
         assert served.stop(signal.SIGINT) == (0, "received 1 spans and 0 log records\n")
     assert [name.endswith(".open.jsonl") for name in segments_of(store)] == [False]
 
@@ -147,7 +147,7 @@ def test_two_receivers_share_a_store(store):
     """Two processes receive for one store at once, and every span of both is there once."""
     with serving(store) as one, serving(store) as other, ThreadPoolExecutor(8) as senders:
         sent = [
-            senders.submit(httpx.post, f"{served.url}/v1/traces", json=good("/v1/traces", number))
+            senders.submit(http.post, f"{served.url}/v1/traces", json=good("/v1/traces", number))
             for number, served in enumerate([one, other] * 40, 1)
         ]
         assert {future.result().status_code for future in sent} == {200}
@@ -166,10 +166,10 @@ def test_a_bad_span_is_refused_alone(store, receiver):
     document = request("/v1/traces", items)
     url = f"{receiver.url}/v1/traces"
     message = "3 spans were refused; the first: resourceSpans[0].scopeSpans[0].spans[1]: its traceId is all zero"
-    as_json = httpx.post(url, json=document)
+    as_json = http.post(url, json=document)
     assert (as_json.status_code, as_json.headers["content-type"]) == (200, JSON)
     assert as_json.json() == {"partialSuccess": {"rejectedSpans": "3", "errorMessage": message}}
-    as_protobuf = httpx.post(url, content=body("/v1/traces", document, PROTOBUF), headers=headers(PROTOBUF))
+    as_protobuf = http.post(url, content=body("/v1/traces", document, PROTOBUF), headers=headers(PROTOBUF))
     assert (as_protobuf.status_code, as_protobuf.headers["content-type"]) == (200, PROTOBUF)
     text = message.encode()
     partial = b"\x08\x03\x12" + bytes([len(text)]) + text
@@ -196,7 +196,7 @@ REFUSED = {
 def test_a_request_that_is_not_taken_says_why(shared_receiver, case):
     """The answer has its own status, and a google.rpc.Status with a sentence in it."""
     method, path, asked, content, status, code, words = REFUSED[case]
-    answer = httpx.request(method, shared_receiver.url + path, headers=asked, content=content)
+    answer = http.request(method, shared_receiver.url + path, headers=asked, content=content)
     assert (answer.status_code, answer.json()["code"]) == (status, code)
     assert words in answer.json()["message"]
     assert answer.headers.get("allow") == ("POST" if status == 405 else None)
@@ -204,7 +204,7 @@ def test_a_request_that_is_not_taken_says_why(shared_receiver, case):
 
 def test_a_refusal_is_in_the_encoding_of_the_request(shared_receiver):
     """Protobuf is answered in protobuf."""
-    answer = httpx.post(f"{shared_receiver.url}/v1/traces", content=b"{}", headers=headers(PROTOBUF))
+    answer = http.post(f"{shared_receiver.url}/v1/traces", content=b"{}", headers=headers(PROTOBUF))
     assert (answer.status_code, answer.headers["content-type"]) == (400, PROTOBUF)
     assert answer.content == b"\x08\x03\x12\x28not a protobuf ExportTraceServiceRequest"
 
@@ -215,14 +215,14 @@ def test_resources_that_would_fill_the_disk_are_refused(shared_receiver):
     spans = [{**least, "spanId": f"{number:016x}"} for number in range(1, 9000)]
     document = request("/v1/traces", spans)
     document["resourceSpans"][0]["resource"]["attributes"][0]["value"]["stringValue"] = "x" * 70_000
-    answer = httpx.post(f"{shared_receiver.url}/v1/traces", json=document, timeout=60)
+    answer = http.post(f"{shared_receiver.url}/v1/traces", json=document, timeout=60)
     assert (answer.status_code, answer.json()["code"]) == (413, 8)
 
 
 def test_long_requests_become_lines_of_moderate_length(store, receiver):
     """A request of several MB is cut into lines of about 1 MB, and is in the store whole."""
     spans = [a_span(number, name="x" * 10_000) for number in range(1, 501)]
-    assert httpx.post(f"{receiver.url}/v1/traces", json=request("/v1/traces", spans), timeout=60).status_code == 200
+    assert http.post(f"{receiver.url}/v1/traces", json=request("/v1/traces", spans), timeout=60).status_code == 200
     [segment] = store.with_name(store.name + ".spool").iterdir()
     assert [len(line) < 1_100_000 for line in segment.read_bytes().splitlines()] == [True] * 5
     assert Store(store).sql("SELECT count(*) AS n FROM spans").rows() == [{"n": 500}]
@@ -236,7 +236,7 @@ def test_a_sender_that_is_too_slow_is_told_so(store):
             slow.sendall(
                 b"POST /v1/traces HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n{"
             )
-            assert httpx.post(f"{receiver.url}/v1/traces", json=good("/v1/traces", 1)).status_code == 200
+            assert http.post(f"{receiver.url}/v1/traces", json=good("/v1/traces", 1)).status_code == 200
             slow.settimeout(30)
             assert slow.recv(1000).startswith(b"HTTP/1.1 408 ")
     assert spans_in(store) == ["span 1"]
@@ -250,7 +250,7 @@ def test_a_sender_that_hangs_up_does_no_harm(store, receiver):
             gone.sendall(
                 b"POST /v1/traces HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n{"
             )
-    assert httpx.post(f"{receiver.url}/v1/traces", json=good("/v1/traces", 1)).status_code == 200
+    assert http.post(f"{receiver.url}/v1/traces", json=good("/v1/traces", 1)).status_code == 200
     assert spans_in(store) == ["span 1"]
 
 
@@ -294,11 +294,11 @@ def test_a_token_is_asked_for(store):
     with serving(store, "--host", "0.0.0.0", env=environment) as served:
         url = served.url.replace("0.0.0.0", "127.0.0.1")
         for shown in [{}, {"authorization": "Bearer s3cre"}, {"authorization": "s3cret"}, {"authorization": b"\xff"}]:
-            answer = httpx.post(f"{url}/v1/traces", json=good("/v1/traces", 1), headers=shown)
+            answer = http.post(f"{url}/v1/traces", json=good("/v1/traces", 1), headers=shown)
             assert (answer.status_code, answer.json()["code"]) == (401, 16)
-        assert httpx.get(f"{url}/healthz").json() == {"status": "ok"}
+        assert http.get(f"{url}/healthz").json() == {"status": "ok"}
         shown = {"authorization": "Bearer s3cret"}
-        assert httpx.post(f"{url}/v1/traces", json=good("/v1/traces", 2), headers=shown).status_code == 200
+        assert http.post(f"{url}/v1/traces", json=good("/v1/traces", 2), headers=shown).status_code == 200
     assert spans_in(store) == ["span 2"]
 
 
@@ -347,6 +347,6 @@ def test_the_receiver_says_nothing_by_itself(store, receiver, caplog, capfd):
     """Requests of any kind leave no trace in logs or on the terminal."""
     with caplog.at_level(logging.WARNING):
         for content in (b"{", b"{}"):
-            httpx.post(f"{receiver.url}/v1/traces", content=content, headers=headers(JSON))
+            http.post(f"{receiver.url}/v1/traces", content=content, headers=headers(JSON))
     assert caplog.records == []
     assert capfd.readouterr() == ("", "")
