@@ -89,7 +89,9 @@ def read_json(text: bytes) -> Any:
         raise
     except RecursionError:
         raise Malformed("not JSON that can be read: nested too deep") from None
-    except ValueError as error:  # JSON's, UTF-8's, and that of a number with thousands of digits
+    except json.JSONDecodeError as error:
+        raise Malformed(f"not JSON: {error.msg} at character {error.pos}") from None
+    except ValueError as error:  # UTF-8's, and that of a number with thousands of digits
         raise Malformed(f"not JSON: {error}") from None
 
 

@@ -84,7 +84,7 @@ def test_what_is_wrong_is_said_and_the_rest_is_kept(tracetune, tmp_path):
     assert done == Finished(
         1,
         "",
-        "a.jsonl: line 2: not JSON: Expecting value: line 1 column 20 (char 19)\n"
+        "a.jsonl: line 2: not JSON: Expecting value at character 19\n"
         "a.jsonl: line 3: metrics and profiles are not kept\n"
         "a.jsonl: line 4: not OTLP: neither resourceSpans nor resourceLogs\n"
         "a.jsonl: line 5: resourceSpans[0].scopeSpans[0].spans[1]: its spanId is all zero\n"
