@@ -40,7 +40,7 @@ class Export:
 
     Example:
         >>> store = Store("exported.duckdb")
-        >>> ids = store.add_rollouts([{"id": "r1", "calls": [{"module": "hop", "completion": "carl"}]}])
+        >>> ids = store.add_rollouts([{"id": "r1", "example_id": "q1", "calls": [{"module": "hop"}]}])
         >>> export = Export(store, "rollout_id = 'r1'")
         >>> export.n_spans
         3

@@ -7,7 +7,7 @@ proportion is refused whole.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,7 @@ from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 
 from tracetune.adapters.formats import Line
 from tracetune.adapters.otlp.json_encoding import Json, Malformed, checked, document_of, read_json
-from tracetune.adapters.otlp.signals import TRACES, Signal
+from tracetune.adapters.otlp.signals import TRACES, Signal, snake_case
 
 LINE_BYTES = 1024 * 1024
 # Of a request, with the resource repeated for each of its spans.
@@ -61,7 +61,7 @@ def read_protobuf(body: bytes, signal: Signal) -> Reading:
         request.ParseFromString(body)
     except DecodeError:
         raise Malformed(f"not a protobuf {signal.request.__name__}") from None
-    return read_document(document_of(request), signal, is_canonical=True)
+    return _read(_scopes_of_message(request, signal), document_of, signal)
 
 
 def read_json_request(body: bytes, signal: Signal) -> Reading:
@@ -77,25 +77,28 @@ def read_json_request(body: bytes, signal: Signal) -> Reading:
     return read_document(read_json(body), signal)
 
 
-def read_document(document: Any, signal: Signal, *, is_canonical: bool = False) -> Reading:
+def read_document(document: Any, signal: Signal) -> Reading:
     """What a request holds that has been read from JSON.
-
-    Args:
-        document: the request.
-        signal: what it should hold.
-        is_canonical: it comes from protobuf, so that the types of its fields are right.
 
     Raises:
         Malformed: if what stands around the spans or records is not OTLP.
     """
+    return _read(_scopes_of_json(document, signal), lambda item: checked(item, signal.item), signal)
+
+
+# Where a scope stands in a request, its resource, itself, and what it holds, not read yet.
+_Scope = tuple[str, Json, Json, Iterable[Any]]
+
+
+def _read(scopes: Iterable[_Scope], read_item: Callable[[Any], Json], signal: Signal) -> Reading:
     reading = Reading()
     kept_bytes = 0
-    for place, resource, scope, items in _scopes(document, signal, is_canonical):
+    for place, resource, scope, items in scopes:
         header = _header(resource, scope, signal)
         packer = _Packer(header, signal)
         for number, item in enumerate(items):
             try:
-                kept = item if is_canonical else checked(item, signal.item)
+                kept = read_item(item)
                 signal.check(kept, resource, scope)
                 text = orjson.dumps(kept)
             except Malformed as error:
@@ -111,15 +114,23 @@ def read_document(document: Any, signal: Signal, *, is_canonical: bool = False) 
     return reading
 
 
-def _scopes(document: Any, signal: Signal, is_canonical: bool) -> Iterator[tuple[str, Json, Json, list[Any]]]:
-    """Each scope of a request: where it stands, its resource, itself, and what it holds."""
+def _scopes_of_json(document: Any, signal: Signal) -> Iterator[_Scope]:
     for i, in_resource in enumerate(_list(document, signal.resources, "")):
         place = f"{signal.resources}[{i}]"
-        resource = _part(in_resource, "resource", Resource.DESCRIPTOR, place, is_canonical)
+        resource = _part(in_resource, "resource", Resource.DESCRIPTOR, place)
         for j, in_scope in enumerate(_list(in_resource, signal.scopes, place)):
             inner_place = f"{place}.{signal.scopes}[{j}]"
-            scope = _part(in_scope, "scope", InstrumentationScope.DESCRIPTOR, inner_place, is_canonical)
+            scope = _part(in_scope, "scope", InstrumentationScope.DESCRIPTOR, inner_place)
             yield inner_place, resource, scope, _list(in_scope, signal.items, inner_place)
+
+
+def _scopes_of_message(request: Any, signal: Signal) -> Iterator[_Scope]:
+    resources, scopes, items = (snake_case(name) for name in (signal.resources, signal.scopes, signal.items))
+    for i, in_resource in enumerate(getattr(request, resources)):
+        resource = document_of(in_resource.resource)
+        for j, in_scope in enumerate(getattr(in_resource, scopes)):
+            place = f"{signal.resources}[{i}].{signal.scopes}[{j}]"
+            yield place, resource, document_of(in_scope.scope), getattr(in_scope, items)
 
 
 def _list(value: Any, name: str, place: str) -> list[Any]:
@@ -133,14 +144,14 @@ def _list(value: Any, name: str, place: str) -> list[Any]:
     return items
 
 
-def _part(value: Any, name: str, message: Any, place: str, is_canonical: bool) -> Json:
+def _part(value: Any, name: str, message: Any, place: str) -> Json:
     if not isinstance(value, dict):
         raise Malformed(f"{place}: an object belongs here")
     part = value.get(name)
     if part is None:
         return {}
     try:
-        return part if is_canonical else checked(part, message)
+        return checked(part, message)
     except Malformed as error:
         raise error.inside(f"{place}.{name}") from None
 

@@ -18,7 +18,7 @@ from google.protobuf.message import DecodeError
 from tracetune.adapters.formats import Line, Refused
 from tracetune.adapters.otlp.documents import Reading, read_document, read_protobuf
 from tracetune.adapters.otlp.json_encoding import Malformed, read_json
-from tracetune.adapters.otlp.signals import LOGS, TRACES, Signal
+from tracetune.adapters.otlp.signals import LOGS, TRACES, Signal, snake_case
 
 # Of one line, one frame or one message.
 PIECE_BYTES = 128 * 1024 * 1024
@@ -151,12 +151,8 @@ def _items(text: bytes, signal: Signal) -> list[Any] | None:
         return None
     found = [request]
     for name in (signal.resources, signal.scopes, signal.items):
-        found = [part for message in found for part in getattr(message, _snake_case(name))]
+        found = [part for message in found for part in getattr(message, snake_case(name))]
     return found
-
-
-def _snake_case(name: str) -> str:
-    return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name)
 
 
 def _pieces(reading: Reading, place: str) -> Iterator[Line | Refused]:

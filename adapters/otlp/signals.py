@@ -57,6 +57,16 @@ class Signal:
     check: Callable[[Json, Json, Json], None]
 
 
+def snake_case(name: str) -> str:
+    """A field's name in protobuf, from that in JSON.
+
+    Example:
+        >>> snake_case("resourceSpans")
+        'resource_spans'
+    """
+    return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name)
+
+
 def _check_span(span: Json, resource: Json, scope: Json) -> None:
     _check_id(span, "traceId", 16)
     _check_id(span, "spanId", 8)
