@@ -1,7 +1,8 @@
 """The edges: what records the LM calls of clients and frameworks that know nothing of tracetune.
 
 Each adapter patches one package and can undo it. `tracetune.record` switches on all that
-are available and off again; `instrument` does the same for one by hand.
+are available and off again; `instrument` does the same for one by hand. Traces that others
+recorded come in by `formats` and `otlp`.
 """
 
 from __future__ import annotations

@@ -7,7 +7,9 @@ protobuf message) is read whole.
 
 from __future__ import annotations
 
+import codecs
 import io
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, cast
@@ -27,6 +29,8 @@ _BLOCK_BYTES = 1024 * 1024
 # The key of a message's first field: the resources of a request. As the first byte of
 # a frame's length it would mean 160 MB.
 _MESSAGE_START = b"\x0a"
+_START_BYTES = 256
+_OBJECT_START = re.compile(rb'\s*\{\s*["}]')
 _NOT_OTLP = "neither OTLP as JSON lines nor OTLP as protobuf"
 
 
@@ -39,8 +43,9 @@ def read(file: BinaryIO) -> Iterator[Line | Refused]:
     """
     whole = _unpacked(_peekable(file))
     try:
-        start = whole.peek(_FRAME_HEADER_BYTES)[:_FRAME_HEADER_BYTES]
-        if start.lstrip()[:1] in (b"{", b"") or start.startswith(b"\xef\xbb\xbf"):
+        start = whole.peek(_START_BYTES)[:_START_BYTES].removeprefix(codecs.BOM_UTF8)
+        # A message of 123 bytes begins with a line end and a brace, but no message goes on as an object does.
+        if _OBJECT_START.match(start) or not start.strip() or start.lstrip(b" \t\r")[:1] == b"{":
             yield from _json_lines(whole)
         elif start.startswith(_MESSAGE_START):
             yield from _message(whole)
@@ -72,7 +77,7 @@ def _json_lines(file: io.BufferedReader) -> Iterator[Line | Refused]:
             while text and not text.endswith(b"\n"):
                 text = file.readline(PIECE_BYTES)
             yield Refused(place, f"it is longer than {PIECE_BYTES} bytes")
-        elif stripped := text.removeprefix(b"\xef\xbb\xbf" if number == 1 else b"").strip():
+        elif stripped := text.removeprefix(codecs.BOM_UTF8 if number == 1 else b"").strip():
             yield from _json_line(stripped, place)
 
 

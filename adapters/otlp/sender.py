@@ -178,10 +178,8 @@ def _seconds(retry_after: str | None) -> float | None:
     """How long a server asks to wait, in seconds or until a date."""
     if retry_after is None:
         return None
-    try:
+    if retry_after.strip().isdecimal():
         return float(retry_after)
-    except ValueError:
-        pass
     try:
         date = parsedate_to_datetime(retry_after)
     except ValueError:

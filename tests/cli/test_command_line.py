@@ -54,7 +54,7 @@ def refusal(done: Finished) -> str:
     return line
 
 
-@pytest.mark.parametrize("command", ["demo", "show", "sql", "groups"])
+@pytest.mark.parametrize("command", ["demo", "show", "sql", "groups", "serve", "import", "export"])
 def test_each_command_explains_itself_with_an_example(tracetune, command):
     """`--help` gives the usage and a command that could be typed."""
     done = tracetune(command, "--help")

@@ -250,9 +250,10 @@ DOCUMENT = request("/v1/traces", [a_span(1)])
 def test_what_a_server_cannot_take_now_is_sent_again():
     """After 503, 429 or a broken connection the same request comes again, when the server asked for it."""
     with a_server() as server, Sender(server.url, first_wait=0.01) as sender:
-        server.answers["/v1/traces"] = [(503, {"retry-after": "0"}, b""), (429, {}, b""), (502, {}, b"")]
+        told = ["0", "Thu, 01 Jan 1970 00:00:00 GMT", "nan", "soon", "-1"]
+        server.answers["/v1/traces"] = [*((503, {"retry-after": when}, b"") for when in told), (429, {}, b"")]
         sender.send(DOCUMENT)
-        assert (sender.sent.spans, len(server.received)) == (1, 4)
+        assert (sender.sent.spans, len(server.received)) == (1, 7)
         assert len({content for _, _, content in server.received}) == 1
 
 

@@ -106,6 +106,26 @@ def test_a_file_full_of_nonsense_is_not_told_line_by_line(tracetune, tmp_path):
     ]
 
 
+def test_a_message_is_not_taken_for_json():
+    """One whose first part has 123 bytes begins with a line end and a brace, and is a message all the same."""
+    [content] = [
+        content
+        for size in range(60)
+        if (content := body("/v1/traces", request("/v1/traces", [a_span(1, name="x" * size, attributes=[])]), PROTOBUF))
+        and content.startswith(b"\n{")
+    ]
+    [line] = read(io.BytesIO(content))
+    assert (line.spans, line.records) == (1, 0)
+
+
+@pytest.mark.parametrize("content", [b"", b"\n\n", b" \n", b"\n" + LINES, b"\r\n  " + LINES])
+def test_blank_lines_are_nothing(content):
+    """A file may be empty, and lines may be."""
+    pieces = list(read(io.BytesIO(content)))
+    assert [piece for piece in pieces if isinstance(piece, Refused)] == []
+    assert len(pieces) == (4 if b"{" in content else 0)
+
+
 @pytest.mark.parametrize("pack", [gzip.compress, zstandard.compress], ids=["gzip", "Zstandard"])
 def test_a_packed_file_that_breaks_off_gives_what_is_whole(pack):
     """Of a file cut in the middle the whole lines are kept, and that there was more is said."""

@@ -30,7 +30,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from otlp.serving import JSON, PROTOBUF, a_span, body, good, headers, http, packed, request, segments_of, serving
 
 from tracetune import Store
-from tracetune.adapters.otlp import Receiver
+from tracetune.adapters.otlp import Receiver, bodies
 from tracetune.adapters.otlp.bodies import BODY_BYTES
 from tracetune.errors import InvalidInput, ReceiverError
 
@@ -252,6 +252,18 @@ def test_a_sender_that_hangs_up_does_no_harm(store, receiver):
             )
     assert http.post(f"{receiver.url}/v1/traces", json=good("/v1/traces", 1)).status_code == 200
     assert spans_in(store) == ["span 1"]
+
+
+def test_more_than_fits_at_once_is_asked_to_come_again(store, monkeypatch):
+    """Where all bodies together take too much memory, the one too many is answered with 503."""
+    monkeypatch.setattr(bodies, "BUFFERED_BYTES", 2000)
+    with Receiver(store, port=0) as receiver:
+        content = body("/v1/traces", request("/v1/traces", [a_span(1, name="x" * 2000)]), JSON)
+        answer = http.post(f"{receiver.url}/v1/traces", content=content, headers=headers(JSON))
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+        for number in range(1, 21):  # what is dealt with gives its room back
+            assert http.post(f"{receiver.url}/v1/traces", json=good("/v1/traces", number)).status_code == 200
+    assert len(spans_in(store)) == 20
 
 
 def test_a_full_disk_loses_nothing(store):
