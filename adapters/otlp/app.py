@@ -88,7 +88,7 @@ class _Api:
 
     async def refuse_address(self, request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        message = f"{request.method} {request.url.path} is not served here; POST to {TRACES.path} or {LOGS.path}"
+        message = f"{request.method} {request.scope['path']} is not served here; POST to {TRACES.path} or {LOGS.path}"
         return await self.refuse(request, Refusal(error.status_code, message, error.headers or {}))
 
     async def _take(self, request: Request, signal: Signal) -> Response:

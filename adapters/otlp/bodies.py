@@ -49,13 +49,11 @@ class Buffer:
             if unpack is not None:
                 unpack.check_end()
             return bytes(content)
-        except TimeoutError:
+        except BaseException as error:
             self.release(len(content))
-            raise Refusal(
-                408, f"the body did not come within {self._body_seconds:g} seconds", {"connection": "close"}
-            ) from None
-        except (Refusal, ClientDisconnect):
-            self.release(len(content))
+            if isinstance(error, TimeoutError):
+                message = f"the body did not come within {self._body_seconds:g} seconds"
+                raise Refusal(408, message, {"connection": "close"}) from None
             raise
 
     def release(self, size: int) -> None:

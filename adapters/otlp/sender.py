@@ -122,8 +122,8 @@ class Sender:
         for attempt in range(MAX_ATTEMPTS):
             try:
                 response = self._client.post(url, content=content, headers=headers)
-            except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
-                raise InvalidInput(f"{url} is not an address to send to: {error}") from error
+            except httpx.LocalProtocolError as error:
+                raise InvalidInput(f"a header cannot be sent: {error}") from error
             except httpx.TransportError as error:
                 # A server that was never there will hardly come up now; one that was is restarting.
                 if not (self.sent.spans or self.sent.records) or attempt + 1 == MAX_ATTEMPTS:

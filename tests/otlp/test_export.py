@@ -300,6 +300,14 @@ def test_what_cannot_be_sent_is_refused_in_a_sentence(tracetune, source, options
     assert tracetune("export", source, "--otlp", *options) == Finished(1, "", f"error: {message}\n")
 
 
+def test_a_header_that_http_cannot_carry_is_refused(tracetune, source):
+    """The sentence names the header, not the server."""
+    with a_server() as server:
+        done = tracetune("export", source, "--otlp", server.url, "--header", "x y=1")
+        assert done == Finished(1, "", "error: a header cannot be sent: Illegal header name b'x y'\n")
+        assert server.received == []
+
+
 def test_a_condition_that_is_no_sql_is_refused(tracetune, source):
     """DuckDB's reason is given, and nothing is sent."""
     with a_server() as server:

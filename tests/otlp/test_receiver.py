@@ -242,6 +242,23 @@ def test_a_sender_that_is_too_slow_is_told_so(store):
     assert spans_in(store) == ["span 1"]
 
 
+@pytest.mark.parametrize(
+    ("told", "status"),
+    [
+        (b"GET /%0a%ff HTTP/1.1\r\nhost: [::1\r\nconnection: close\r\n\r\n", b"404"),
+        (b"POST /v1/traces HTTP/1.1\r\nhost: x\r\ncontent-type: \xff\r\nconnection: close\r\n\r\n", b"415"),
+        (b"POST /v1/traces HTTP/1.1\r\nhost: x\r\ncontent-length: many\r\n\r\n", b"400"),
+        (b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n", b"400"),
+    ],
+)
+def test_requests_that_are_hardly_http_are_refused(shared_receiver, told, status):
+    """A host that is none, headers that are no text, and TLS where none is spoken get a plain answer."""
+    host, port = shared_receiver.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=30) as sender:
+        sender.sendall(told)
+        assert sender.recv(1000).split(b" ", 2)[:2] == [b"HTTP/1.1", status]
+
+
 def test_a_sender_that_hangs_up_does_no_harm(store, receiver):
     """A connection that is closed in the middle of a body leaves the receiver as it was."""
     host, port = receiver.url.removeprefix("http://").split(":")
