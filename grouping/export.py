@@ -19,7 +19,8 @@ from tracetune.grouping.rows import OTHER_RECORDS, RECORDS, TIME, RecordTable
 from tracetune.grouping.store import Store
 from tracetune.tracer.encoding import SCOPE_NAME
 
-PAGE_ROWS = 2000
+# Many, since each page looks through the whole table once.
+PAGE_ROWS = 10_000
 # Of a document, about: servers of OTLP take a few MB at once.
 DOCUMENT_BYTES = 1024 * 1024
 _SPAN_KEYS = ("trace_id", "epoch_ns(started_at)", "span_id")
