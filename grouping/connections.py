@@ -67,6 +67,8 @@ def _connect(path: Path, *, read_only: bool, wait: float, memory_limit: str) -> 
                 connection.close()  # a compacted one took its place while it was being opened
                 continue
             connection.execute("SET memory_limit = ?", [memory_limit])
+            # DuckDB draws one on stdout, among the data, wherever Python has no script: in `python -c`, a notebook.
+            connection.execute("SET enable_progress_bar = false")
         except duckdb.ConnectionException as error:
             raise StoreLocked(
                 f"{path} is open in this process, by a duckdb.connect with other settings; close that connection"
