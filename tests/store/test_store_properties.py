@@ -47,7 +47,7 @@ def rows_of(connection):
     }
 
 
-def ingested(prepared, segments, *, chunk_bytes, rounds):
+def ingested(prepared, segments, *, chunk_bytes, rounds, transaction_bytes=1 << 30):
     """The rows of a store that took in those segments, a few of them in each round."""
     with tempfile.TemporaryDirectory() as folder:
         path, spool = Path(folder) / "traces.duckdb", Path(folder) / "spool"
@@ -57,7 +57,7 @@ def ingested(prepared, segments, *, chunk_bytes, rounds):
             for first in range(0, len(segments), rounds):
                 for number, lines in enumerate(segments[first : first + rounds], first):
                     (spool / f"{number}-1-a.jsonl").write_bytes(b"".join(line.rstrip(b"\n") + b"\n" for line in lines))
-                ingest.ingest(connection, spool, chunk_bytes=chunk_bytes)
+                ingest.ingest(connection, spool, chunk_bytes=chunk_bytes, transaction_bytes=transaction_bytes)
             return rows_of(connection)
 
 
@@ -67,16 +67,16 @@ def in_one_go(prepared):
     return ingested(prepared, [LINES], chunk_bytes=1 << 20, rounds=1)
 
 
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(data=st.data())
 def test_the_order_of_lines_and_how_they_are_cut_change_nothing(prepared, in_one_go, data):
-    """The same lines in any order, in any segments and chunks, some of them twice, give the same tables."""
+    """The same lines in any order, in any segments, chunks and transactions, some twice, give the same tables."""
     lines = data.draw(st.permutations(LINES)) + data.draw(st.lists(st.sampled_from(LINES), max_size=5))
     cuts = sorted(data.draw(st.sets(st.integers(1, len(lines) - 1), max_size=3)))
     segments = [lines[start:end] for start, end in zip([0, *cuts], [*cuts, len(lines)], strict=True)]
     chunk_bytes = data.draw(st.sampled_from([2_000, 1 << 20]))
-    rounds = data.draw(st.integers(1, 4))
-    assert ingested(prepared, segments, chunk_bytes=chunk_bytes, rounds=rounds) == in_one_go
+    sizes = {"chunk_bytes": chunk_bytes, "transaction_bytes": data.draw(st.sampled_from([1_000, 1 << 30]))}
+    assert ingested(prepared, segments, rounds=data.draw(st.integers(1, 4)), **sizes) == in_one_go
 
 
 texts = st.text(max_size=8)
