@@ -153,7 +153,8 @@ def _decode_span(
     unordered, late, truncated = take(names.UNORDERED, None), take(names.LATE, None), take(names.TRUNCATED, None)
     status = take(names.STATUS, None) or ("error" if _failed(span.get("status")) else "ok")
     request_model, response_model = take(names.REQUEST_MODEL, None), take(names.RESPONSE_MODEL, None)
-    response_id = take(names.RESPONSE_ID, None)
+    response_id, provider = take(names.RESPONSE_ID, None), take(names.PROVIDER, None)
+    input_tokens, output_tokens = take(names.INPUT_TOKENS, None), take(names.OUTPUT_TOKENS, None)
     if kind == "lm":
         lm_parent = take(names.LM_PARENT, None)
         call_kind = take(names.CALL_KIND, None) or "call"
@@ -184,12 +185,15 @@ def _decode_span(
                     duration_ms,
                     status,
                     request_model or response_model,
+                    provider,
                     policy_version,
                     response_id,
                     messages,
                     completion,
                     finish_reason,
                     sampling,
+                    input_tokens if choice == 0 else None,
+                    output_tokens if choice == 0 else None,
                     bool(unordered),
                     bool(truncated),
                     bool(late),
@@ -197,8 +201,6 @@ def _decode_span(
             )
     error_type = take(names.ERROR_TYPE, None)
     recorded_input, recorded_output = take(names.INPUT, None), take(names.OUTPUT, None)
-    provider = take(names.PROVIDER, None)
-    input_tokens, output_tokens = take(names.INPUT_TOKENS, None), take(names.OUTPUT_TOKENS, None)
     choice_count, events = take(names.CHOICE_COUNT, None), span.get("events")
     if not span.keys() <= _SPAN_FIELDS:
         # In one order, so that the same span has the same row whenever it comes.
