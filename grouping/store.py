@@ -34,6 +34,12 @@ if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
 
+# What DuckDB says of a connection that is closed off, as `connections` opens those that only read.
+_OUTSIDE = re.compile(
+    r"disabled (by|through) configuration|configuration has been locked|Cannot launch in-memory database"
+)
+
+
 class Store:
     """The traces, completions and scores of programs, as SQL.
 
@@ -84,13 +90,17 @@ class Store:
     ) -> Result:
         """The answer to a query over the views and tables of `docs/store.md`, read into memory.
 
+        A query sees the store alone: without `write=True` no other file is read or written.
+
         Args:
             query: one SQL statement, or several: the last one's answer counts.
             params: values for `?` or `$name` in the query.
-            write: allow statements that change the store; you are on your own then.
+            write: allow statements that change the store, and that read and write other files;
+                you are on your own then.
 
         Raises:
-            QueryError: if DuckDB refuses the query, or it writes without `write=True`.
+            QueryError: if DuckDB refuses the query, or it writes or reaches outside of the
+                store without `write=True`.
 
         Example:
             >>> Store("empty.duckdb").sql("SELECT count(*) AS n FROM calls WHERE run = ?", ["try-1"]).rows()
@@ -291,7 +301,7 @@ class Store:
             StoreError: if the files cannot be written.
         """
         self.ingest()
-        with self._connected(read_only=True) as connection:
+        with self._connected(read_only=True, writes_files=True) as connection:
             try:
                 return write_parquet(connection, Path(folder), where)
             except (duckdb.IOException, OSError) as error:
@@ -315,8 +325,16 @@ class Store:
             if schema.has_old_format(connection):
                 self._compact(connection)
 
-    def _connected(self, *, read_only: bool) -> AbstractContextManager[DuckDBPyConnection]:
-        return connected(self.path, read_only=read_only, wait=self._wait, memory_limit=self._memory_limit)
+    def _connected(
+        self, *, read_only: bool, writes_files: bool = False
+    ) -> AbstractContextManager[DuckDBPyConnection]:
+        return connected(
+            self.path,
+            read_only=read_only,
+            closed_off=read_only and not writes_files,
+            wait=self._wait,
+            memory_limit=self._memory_limit,
+        )
 
     @contextmanager
     def _spool(self) -> Iterator[Spool]:
@@ -356,6 +374,11 @@ def _checked_limit(memory_limit: str) -> str:
 def _reason(error: duckdb.Error) -> str:
     """DuckDB's message as one sentence, without its picture of the query."""
     message = str(error).split("\n\nLINE ")[0]
+    if _OUTSIDE.search(message):
+        return (
+            "the query reaches outside of the store (files, extensions, settings), and is only allowed to read what is "
+            "in it; from Python, sql(…, write=True) may"
+        )
     if "read-only mode" in message:
         return (
             "the query would change the store, and is only allowed to read; from Python, sql(…, write=True) may write"
