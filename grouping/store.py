@@ -22,6 +22,7 @@ from tracetune.grouping.compacting import compact
 from tracetune.grouping.connections import connected
 from tracetune.grouping.deleting import delete_rollouts
 from tracetune.grouping.ingest import IngestReport
+from tracetune.grouping.lint import LintReport, lint
 from tracetune.grouping.parquet import write_parquet
 from tracetune.grouping.programmatic import RolloutRow, write_rollouts
 from tracetune.grouping.results import Result
@@ -235,6 +236,26 @@ class Store:
         self.ingest()
         with self._connected(read_only=True) as connection:
             return group_batch(connection, grouping or Grouping(), where)
+
+    def lint(self, grouping: Grouping | None = None, where: str | None = None) -> LintReport:
+        """How many calls of each module can be trained on, and what keeps the others from it.
+
+        Args:
+            grouping: how calls are aligned; `Grouping()` where it is not given.
+            where: a condition in SQL over the columns of `calls`.
+
+        Raises:
+            QueryError: if DuckDB refuses the condition.
+
+        Example:
+            >>> store = Store("linted.duckdb")
+            >>> ids = store.add_rollouts([{"example_id": "q1", "reward": 0.5, "calls": [{"module": "hop"}]}])
+            >>> store.lint().modules[0].left_out
+            {'no_completion': 1}
+        """
+        self.ingest()
+        with self._connected(read_only=True) as connection:
+            return lint(connection, grouping or Grouping(), where)
 
     def delete(self, where: str) -> int:
         """Delete rollouts with everything that was recorded of them: calls, spans, tokens and scores.
