@@ -91,10 +91,13 @@ def test_a_note_is_of_calls_that_can_be_trained_on(note, rows):
 
 
 def test_a_module_that_some_rollouts_never_call_is_noted():
-    """The note counts rollouts of programs that call the module at all."""
-    rows = with_silent_third().rollout("of another program", 1.0, {}, program="other")
+    """The note counts rollouts of programs that call the module at all, in the same run."""
+    rows = with_silent_third().rollout("of another program", 1.0, {"judge": ["j0"]}, program="other")
+    rows.rollout("of another run", 1.0, {"act": ["b0"]}, run="another")
     assert lint_of(rows).modules == (
+        ModuleLint("another", "act", 1, 0, {"singleton": 1}, {}),
         ModuleLint("try-1", "act", 2, 2, {}, {"not_everywhere": 1}),
+        ModuleLint("try-1", "judge", 1, 0, {"singleton": 1}, {}),
         ModuleLint("try-1", "plan", 2, 0, {"singleton": 2}, {"not_everywhere": 2}),
     )
 
