@@ -1,4 +1,4 @@
--- What the tables and their columns mean; docs/store.md says the same, and a test holds them together.
+-- What the tables and their columns mean; docs/tables.md says the same, and a test holds them together.
 -- A column that a migration adds has its line here, too.
 COMMENT ON TABLE spans IS 'A span, with every attribute: those without a column are JSON in attributes.';
 COMMENT ON COLUMN spans.trace_id IS 'The OpenTelemetry trace, 32 hexadecimal digits.';

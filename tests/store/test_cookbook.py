@@ -1,4 +1,4 @@
-"""The cookbook: every query runs on the page's own store, and answers what the page shows."""
+"""The cookbook: every query runs on the store that its first page makes, and answers what is shown below it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from tracetune import Store
 from tracetune.terminal import write_table
 
 PAGE = REPOSITORY / "docs" / "cookbook.md"
-TEXT = PAGE.read_text(encoding="utf-8")
+TEXT = "\n".join(page.read_text(encoding="utf-8") for page in [PAGE, *sorted(PAGE.with_suffix("").glob("*.md"))])
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A query of the page, and the table that it shows below."""
+    """A query, and the table that is shown below it."""
 
     query: str
     shown: str
@@ -34,7 +34,7 @@ RECIPES = {
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    """The store that the page makes at its top."""
+    """The store that the first page makes."""
     folder = tmp_path_factory.mktemp("cookbook")
     with contextlib.chdir(folder):
         run_blocks(blocks_of(PAGE), folder)
@@ -42,9 +42,12 @@ def store(tmp_path_factory):
 
 
 def test_every_question_has_a_query_and_its_answer():
-    """There are at least twenty, and no heading without one."""
-    assert list(RECIPES) == re.findall(r"^## (.*)$", TEXT, flags=re.MULTILINE)
+    """There are at least twenty, no heading is without one, and the first page lists the questions of the others."""
+    questions = re.findall(r"^## (.*)$", TEXT, flags=re.MULTILINE)
+    assert list(RECIPES) == questions
     assert len(RECIPES) == TEXT.count("```sql") >= 20
+    first = PAGE.read_text(encoding="utf-8")
+    assert set(re.findall(r"^(?:- |## )(.*\?)$", first, flags=re.MULTILINE)) == set(questions)
 
 
 @pytest.mark.parametrize("question", RECIPES)

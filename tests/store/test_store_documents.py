@@ -1,4 +1,4 @@
-"""Every column of every view and table is explained, in the file itself and in docs/store.md."""
+"""Every column of every view and table is explained, in the file itself and in docs/."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def connection(tmp_path_factory):
 
 @dataclass(frozen=True)
 class Section:
-    """What docs/store.md says of one view or table."""
+    """What docs/ says of one view or table."""
 
     sentence: str
     columns: list[tuple[str, str, str]]
@@ -45,8 +45,8 @@ class Section:
 
 @pytest.fixture(scope="module")
 def documented(repository):
-    """The sections of docs/store.md, by the view or table that each is about."""
-    text = (repository / "docs" / "store.md").read_text(encoding="utf-8")
+    """The sections of docs/store.md and docs/tables.md, by the view or table that each is about."""
+    text = "\n".join((repository / "docs" / name).read_text(encoding="utf-8") for name in ("store.md", "tables.md"))
     return {
         section["name"]: Section(
             section["sentence"], re.findall(r"^\| `(\w+)` \| (.*?) \| (.*) \|$", section["rest"], flags=re.MULTILINE)
@@ -80,7 +80,7 @@ def test_each_relation_says_what_its_rows_are(connection, documented):
 
 
 def test_each_column_has_its_line(connection, documented):
-    """A column's line in docs/store.md is its comment in the file, and no column is without one."""
+    """A column's line in docs/ is its comment in the file, and no column is without one."""
     columns: dict[str, list[tuple[str, str, str]]] = {}
     for relation, *column in connection.execute(
         "SELECT table_name, column_name, data_type, comment FROM duckdb_columns() WHERE NOT internal "
