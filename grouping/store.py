@@ -25,6 +25,7 @@ from tracetune.grouping.ingest import IngestReport
 from tracetune.grouping.lint import LintReport, lint
 from tracetune.grouping.parquet import write_parquet
 from tracetune.grouping.programmatic import RolloutRow, write_rollouts
+from tracetune.grouping.refusals import reason_of
 from tracetune.grouping.results import Result
 from tracetune.grouping.scores import score_rows
 from tracetune.tracer import names, spool_folder
@@ -33,12 +34,6 @@ from tracetune.types import GroupBatch, Grouping
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
-
-
-# What DuckDB says of a connection that is closed off, as `connections` opens those that only read.
-_OUTSIDE = re.compile(
-    r"disabled (by|through) configuration|configuration has been locked|Cannot launch in-memory database"
-)
 
 
 class Store:
@@ -117,7 +112,7 @@ class Store:
                 answer = connection.execute(query, params)
                 return Result(answer.to_arrow_table())
             except duckdb.Error as error:
-                raise QueryError(_reason(error)) from error
+                raise QueryError(reason_of(error)) from error
 
     def ingest(self) -> IngestReport:
         """Take in what the spool holds; every other method does this first.
@@ -135,8 +130,8 @@ class Store:
                 return ingest.ingest(connection, self._spool_folder)
         except duckdb.Error as error:
             raise StoreError(
-                f"{self.path} could not take in what was recorded ({_reason(error)}); free the disk or mend the file: "
-                f"all of it waits in {self._spool_folder}"
+                f"{self.path} could not take in what was recorded ({reason_of(error)}); free the disk or mend the "
+                f"file: all of it waits in {self._spool_folder}"
             ) from error
 
     def add_rollouts(self, rollouts: Iterable[RolloutRow | Mapping[str, Any]]) -> list[str]:
@@ -285,7 +280,7 @@ class Store:
             try:
                 return delete_rollouts(connection, where)
             except duckdb.Error as error:
-                raise QueryError(f"nothing was deleted with where={where!r}: {_reason(error)}") from error
+                raise QueryError(f"nothing was deleted with where={where!r}: {reason_of(error)}") from error
 
     def compact(self) -> int:
         """Write the file anew without the space of what was deleted; nothing else can use it meanwhile.
@@ -328,7 +323,7 @@ class Store:
             except (duckdb.IOException, OSError) as error:
                 raise StoreError(f"{folder} cannot be written ({error}); name another folder") from error
             except duckdb.Error as error:
-                raise QueryError(f"nothing was exported with where={where!r}: {_reason(error)}") from error
+                raise QueryError(f"nothing was exported with where={where!r}: {reason_of(error)}") from error
 
     def _compact(self, connection: DuckDBPyConnection) -> None:
         try:
@@ -346,9 +341,7 @@ class Store:
             if schema.has_old_format(connection):
                 self._compact(connection)
 
-    def _connected(
-        self, *, read_only: bool, writes_files: bool = False
-    ) -> AbstractContextManager[DuckDBPyConnection]:
+    def _connected(self, *, read_only: bool, writes_files: bool = False) -> AbstractContextManager[DuckDBPyConnection]:
         return connected(
             self.path,
             read_only=read_only,
@@ -390,18 +383,3 @@ def _checked_limit(memory_limit: str) -> str:
     if not re.fullmatch(r"\s*\d+(\.\d+)?\s*[KMGT]i?B\s*", str(memory_limit), re.IGNORECASE):
         raise InvalidInput(f"memory_limit is a size such as '4GB' or '512MiB', not {memory_limit!r:.40}")
     return memory_limit
-
-
-def _reason(error: duckdb.Error) -> str:
-    """DuckDB's message as one sentence, without its picture of the query."""
-    message = str(error).split("\n\nLINE ")[0]
-    if _OUTSIDE.search(message):
-        return (
-            "the query reaches outside of the store (files, extensions, settings), and is only allowed to read what is "
-            "in it; from Python, sql(…, write=True) may"
-        )
-    if "read-only mode" in message:
-        return (
-            "the query would change the store, and is only allowed to read; from Python, sql(…, write=True) may write"
-        )
-    return " ".join(message.split())

@@ -61,12 +61,15 @@ COMMENT ON COLUMN call_rows.started_at IS 'When the request was made, in UTC.';
 COMMENT ON COLUMN call_rows.duration_ms IS 'Milliseconds until its answer was whole.';
 COMMENT ON COLUMN call_rows.status IS 'ok or error.';
 COMMENT ON COLUMN call_rows.model IS 'The model''s name as the program asked for it.';
+COMMENT ON COLUMN call_rows.provider IS 'Whose API it was, as the adapter or the instrumentation says.';
 COMMENT ON COLUMN call_rows.policy_version IS 'The policy in force where it was made.';
 COMMENT ON COLUMN call_rows.response_id IS 'The response''s id, as the client received it.';
 COMMENT ON COLUMN call_rows.messages IS 'The prompt, as JSON in OpenAI''s chat shape.';
 COMMENT ON COLUMN call_rows.completion IS 'The text of the choice, as the client received it.';
 COMMENT ON COLUMN call_rows.finish_reason IS 'stop, length and so on, as the client received it.';
 COMMENT ON COLUMN call_rows.sampling IS 'How the request asked for it to be sampled, as JSON.';
+COMMENT ON COLUMN call_rows.input_tokens IS 'Tokens of the request''s prompt as its answer counts them; NULL on further choices.';
+COMMENT ON COLUMN call_rows.output_tokens IS 'Tokens of all the request''s choices, likewise.';
 COMMENT ON COLUMN call_rows.completion_key IS 'The row of completions that it claims, or NULL.';
 COMMENT ON COLUMN call_rows.exact IS 'Whether that row has the tokens of prompt and completion.';
 COMMENT ON COLUMN call_rows.on_policy IS 'Whether it is exact and was sampled from the policy''s whole distribution.';
@@ -79,6 +82,7 @@ COMMENT ON COLUMN call_rows.reward IS 'The latest score named reward of the call
 
 COMMENT ON TABLE rollout_rows IS 'A rollout: what rollouts shows.';
 COMMENT ON COLUMN rollout_rows.rollout_id IS 'The rollout''s id; a trace without one is a rollout named by its trace id.';
+COMMENT ON COLUMN rollout_rows.is_rollout IS 'False for a trace with neither a program nor a call, which rollouts does not show.';
 COMMENT ON COLUMN rollout_rows.run IS 'The name that it was recorded under.';
 COMMENT ON COLUMN rollout_rows.split IS 'train, val, or NULL outside training.';
 COMMENT ON COLUMN rollout_rows.step IS 'The training step that made it, or NULL.';
@@ -87,6 +91,7 @@ COMMENT ON COLUMN rollout_rows.rollout_index IS 'Its 0-based place among the rol
 COMMENT ON COLUMN rollout_rows.program IS 'The name of the program, or of the root span of a trace without one.';
 COMMENT ON COLUMN rollout_rows.example_id IS 'The example''s id, or a hash of the program''s input where none was given.';
 COMMENT ON COLUMN rollout_rows.started_at IS 'When it started, in UTC.';
+COMMENT ON COLUMN rollout_rows.first_at IS 'When its first span started, in UTC.';
 COMMENT ON COLUMN rollout_rows.duration_ms IS 'Milliseconds from its start to its end; NULL while it has none.';
 COMMENT ON COLUMN rollout_rows.status IS 'ok, error, format_error, timeout, interrupted, or NULL while it runs.';
 COMMENT ON COLUMN rollout_rows.error_type IS 'The qualified name of the exception that ended it.';

@@ -10,7 +10,6 @@ from tracetune.types import Grouping
 _NOTHING_RECORDED = """
     CREATE TABLE IF NOT EXISTS completions (completion_key UHUGEINT);
     CREATE TABLE IF NOT EXISTS call_rows (call_id VARCHAR, completion_key UHUGEINT);
-    CREATE TABLE IF NOT EXISTS rollout_rows (rollout_id VARCHAR);
     CREATE TABLE IF NOT EXISTS segments (rejected BIGINT, conflicting BIGINT);
 """
 
