@@ -36,6 +36,7 @@ _DERIVED = (
     "derive_invocations.sql",
     "derive_cached.sql",
     "derive_tokens.sql",
+    "derive_evaluations.sql",
     "derive_rollouts.sql",
 )
 
