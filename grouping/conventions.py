@@ -99,11 +99,11 @@ def _stamp(column: str, name: str, meaning: str, read: Callable[[Any], Any] = va
 
 TABLE = (
     Row(
-        "kind", "any", (names.KIND, "openinference.span.kind", "traceloop.span.kind", names.OPERATION,
-                        "llm.request.type"),
+        "kind", "any", (names.KIND, names.OPENINFERENCE_KIND, "traceloop.span.kind", names.OPERATION,
+                        names.TRACELOOP_REQUEST),
         "what the span is: program, module, tool or lm", _kind, names.KIND,
     ),
-    Row("operation", "any", (names.OPERATION, "llm.request.type"), "the operation's name", _operation, names.OPERATION),
+    Row("operation", "any", (names.OPERATION, names.TRACELOOP_REQUEST), "the operation's name", _operation, names.OPERATION),
     Row(
         "module", "node", ("gen_ai.tool.name", "tool.name", "traceloop.entity.name", "gen_ai.agent.name",
                            "gen_ai.workflow.name", "agent.name", "graph.node.name", "graph.node.id"),
