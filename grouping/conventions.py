@@ -103,7 +103,10 @@ TABLE = (
                         names.TRACELOOP_REQUEST),
         "what the span is: program, module, tool or lm", _kind, names.KIND,
     ),
-    Row("operation", "any", (names.OPERATION, names.TRACELOOP_REQUEST), "the operation's name", _operation, names.OPERATION),
+    Row(
+        "operation", "any", (names.OPERATION, names.TRACELOOP_REQUEST),
+        "the operation's name", _operation, names.OPERATION,
+    ),
     Row(
         "module", "node", ("gen_ai.tool.name", "tool.name", "traceloop.entity.name", "gen_ai.agent.name",
                            "gen_ai.workflow.name", "agent.name", "graph.node.name", "graph.node.id"),

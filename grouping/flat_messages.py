@@ -16,8 +16,8 @@ Flat = dict[int, dict[str, Any]]
 Choice = tuple[str | None, str | None]
 
 _OPENINFERENCE = "message."
-_TOOL_CALL = re.compile(r"tool_calls\.([0-9]{1,9})\.(?:tool_call\.)?(id|(?:function\.)?(?:name|arguments))")
-_CONTENT = re.compile(r"contents\.([0-9]{1,9})\.message_content\.(type|text|image\.image\.url)")
+_TOOL_CALL = re.compile(r"tool_calls\.(0|[1-9][0-9]{0,8})\.(?:tool_call\.)?(id|(?:function\.)?(?:name|arguments))")
+_CONTENT = re.compile(r"contents\.(0|[1-9][0-9]{0,8})\.message_content\.(type|text|image\.image\.url)")
 _FIELDS = ("role", "name", "tool_call_id", "finish_reason")
 
 
@@ -69,9 +69,10 @@ def _message(fields: dict[str, Any]) -> tuple[dict[str, Any], bool]:
     is_whole = True
     for name, value in fields.items():
         name = name.removeprefix(_OPENINFERENCE)
+        is_whole = is_whole and name not in message
         if name in _FIELDS and isinstance(value, str):
             message[name] = value
-        elif name == "content":
+        elif name == "content" and (value is None or isinstance(value, str | list)):
             message["content"] = parts_or_text(value)
         elif match := _TOOL_CALL.fullmatch(name):
             calls.setdefault(int(match[1]), {})[match[2].removeprefix("function.")] = value
@@ -79,6 +80,7 @@ def _message(fields: dict[str, Any]) -> tuple[dict[str, Any], bool]:
             contents.setdefault(int(match[1]), {})[match[2]] = value
         else:
             is_whole = False
+    is_whole = is_whole and not (contents and "content" in message)
     if contents and "content" not in message:
         message["content"] = [_part(contents[index]) for index in sorted(contents)]
     if calls:

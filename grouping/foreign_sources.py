@@ -54,9 +54,9 @@ class Events(NamedTuple):
 
 Source = str | Indexed | Member | Event | Events
 
-# An index beyond nine digits is none; nor is one in other scripts' digits.
+# A number beyond nine digits is no index; nor is one in other scripts' digits, or with zeros before it.
 _NUMBERED = re.compile(
-    r"(llm\.(?:input_messages|output_messages|prompts|choices)|gen_ai\.(?:prompt|completion))\.([0-9]{1,9})\.(.+)",
+    r"(llm\.(?:input_messages|output_messages|prompts|choices)|gen_ai\.(?:prompt|completion))\.(0|[1-9][0-9]{0,8})\.(.+)",
     re.DOTALL,
 )
 

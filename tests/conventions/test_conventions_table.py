@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import orjson
 import pytest
-from store.spool_lines import START
+from conventions.otlp_lines import foreign_span
 
 from tracetune.grouping.conventions import TABLE
 from tracetune.grouping.foreign_sources import Event, Events, Indexed, Member
@@ -80,27 +79,6 @@ PER_SOURCE = {
 }
 FIELDS = [(row, source) for row in TABLE for source in row.sources if not isinstance(source, Events)]
 EVENTS = [(row, Events((name,))) for row in TABLE for s in row.sources if isinstance(s, Events) for name in s.events]
-ODD = {"kvlistValue": {"values": [{"key": "odd", "value": {"boolValue": True}}]}}
-
-
-def otlp(value):
-    """A value as OTLP/JSON has it."""
-    if isinstance(value, bool):
-        return {"boolValue": value}
-    if isinstance(value, int):
-        return {"intValue": str(value)}
-    if isinstance(value, float):
-        return {"doubleValue": value}
-    if isinstance(value, list):
-        return {"arrayValue": {"values": [otlp(item) for item in value]}}
-    if isinstance(value, dict):
-        return {"kvlistValue": {"values": fields(value)}}
-    return {"stringValue": value}
-
-
-def fields(attributes):
-    """Attributes as OTLP/JSON has them."""
-    return [{"key": key, "value": otlp(value)} for key, value in attributes.items()]
 
 
 def place(source, said):
@@ -110,29 +88,18 @@ def place(source, said):
     if isinstance(source, Member):
         return {source.attribute: json.dumps({source.member: said, "other": 1})}, []
     if isinstance(source, Event):
-        return {}, [{"name": source.event, "attributes": fields({source.attribute: said})}]
+        return {}, [(source.event, {source.attribute: said})]
     if isinstance(source, Events):
-        return {}, [{"name": source.events[0], "attributes": fields(said)}]
+        return {}, [(source.events[0], said)]
     return {source: said}, []
 
 
 def read(row, source, attributes, events):
     """The rows of `spans` and `calls` of one span of another instrumentation that the table's row is read on."""
     needed = {"call": {names.OPERATION: "chat"}, "node": {names.OPENINFERENCE_KIND: "AGENT"}}.get(row.of, {})
-    status = {"code": 2} if row.into == names.ERROR_TYPE else {}
-    span = {
-        "traceId": "a",
-        "spanId": "b",
-        "parentSpanId": "c",
-        "name": "a span",
-        "startTimeUnixNano": str(START),
-        "endTimeUnixNano": str(START),
-        "attributes": fields({**needed, **attributes}),
-        "events": events,
-        "status": status,
-    }
-    scoped = {"scope": {"name": "another"}, "spans": [span]}
-    decoded = decode([(0, orjson.dumps({"resourceSpans": [{"scopeSpans": [scoped]}]}))])
+    failed = row.into == names.ERROR_TYPE
+    line = foreign_span("a span", 2, {**needed, **attributes}, parent=1, events=events, failed=failed)
+    decoded = decode([(0, line)])
     assert decoded.rejected == []
     calls = [dict(zip(CALLS.names, call, strict=True)) for call in decoded.calls]
     return dict(zip(SPANS.names, decoded.spans[0], strict=True)), calls[0] if calls else None
