@@ -1,36 +1,30 @@
-"""Spans of other instrumentations in our own words: one table of names, and how they are read.
+"""The names by which other instrumentations say what our columns hold: one table.
 
 OpenTelemetry's GenAI conventions have changed their names twice, and OpenInference and
 traceloop have names of their own. `TABLE` says once which names fill which column, in
-order of preference; `read_foreign` goes by it, and `docs/conventions.md` shows it. What
-cannot be read stays among the span's attributes as it came, and so does whatever says
-more than its column holds.
+order of preference, and how their values are read; `foreign_spans` goes by it, and
+`docs/conventions.md` shows it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
-
-import orjson
 
 from tracetune.grouping import flat_messages as flat
 from tracetune.grouping import foreign_values as values
 from tracetune.grouping import messages
-from tracetune.grouping.foreign_sources import Event, Events, Indexed, Member, RawSpan, Source
+from tracetune.grouping.foreign_sources import Event, Events, Indexed, Member, Source
 from tracetune.grouping.foreign_values import Partly
 from tracetune.tracer import names
 
-Choice = tuple[str | None, str | None]
-
 _DETAILS = "gen_ai.client.inference.operation.details"
 _PARAMETERS = "llm.invocation_parameters"
-# Where a reading finds what has no attribute of its own.
-_MESSAGES, _CHOICES, _SYSTEM, _NODE = "messages", "choices", "system", "node"
-_NODE_KINDS = ("program", "module", "tool")
+# What a reading is known by that has no attribute of ours.
+MESSAGES, CHOICES, SYSTEM, NODE = "messages", "choices", "system", "node"
 
-_KINDS = {
+KINDS = {
     # tracetune's own stamp
     "program": "program",
     "module": "module",
@@ -56,14 +50,13 @@ _KINDS = {
     "tool": "tool",
 }
 _OPERATIONS = {"completion": "text_completion", "embedding": "embeddings"}
-# LangChain's wrappers stand between a node and its call, and name neither.
-_PLUMBING = "Runnable"
 
 
-def _kind(value: Any) -> Any:
-    if value not in _KINDS:
+def kind_of(value: Any) -> Any:
+    """Our word for what a span is; the attribute says more, and is kept."""
+    if value not in KINDS:
         raise ValueError("a kind that has no name here")
-    return Partly(_KINDS[value])
+    return Partly(KINDS[value])
 
 
 def _operation(value: Any) -> str:
@@ -101,7 +94,7 @@ TABLE = (
     Row(
         "kind", "any", (names.KIND, names.OPENINFERENCE_KIND, "traceloop.span.kind", names.OPERATION,
                         names.TRACELOOP_REQUEST),
-        "what the span is: program, module, tool or lm", _kind, names.KIND,
+        "what the span is: program, module, tool or lm", kind_of, names.KIND,
     ),
     Row(
         "operation", "any", (names.OPERATION, names.TRACELOOP_REQUEST),
@@ -110,7 +103,7 @@ TABLE = (
     Row(
         "module", "node", ("gen_ai.tool.name", "tool.name", "traceloop.entity.name", "gen_ai.agent.name",
                            "gen_ai.workflow.name", "agent.name", "graph.node.name", "graph.node.id"),
-        "the node's name, where it is not the span's", values.text, _NODE,
+        "the node's name, where it is not the span's", values.text, NODE,
     ),
     Row(
         "provider", "any", (names.PROVIDER, "gen_ai.system", "llm.provider", "llm.system"),
@@ -183,52 +176,52 @@ TABLE = (
     ),
     Row(
         "messages", "call", (names.INPUT_MESSAGES, Event(_DETAILS, names.INPUT_MESSAGES)),
-        "the prompt, as messages of parts", messages.foreign_messages, _MESSAGES,
+        "the prompt, as messages of parts", messages.foreign_messages, MESSAGES,
     ),
     Row(
         "messages", "call", ("gen_ai.system_instructions", Event(_DETAILS, "gen_ai.system_instructions")),
-        "the system's message, before the others", messages.system_message, _SYSTEM,
+        "the system's message, before the others", messages.system_message, SYSTEM,
     ),
     Row(
         "messages", "call", (Indexed("llm.input_messages"), Indexed("gen_ai.prompt")),
-        "the prompt, one attribute a field", flat.flat_messages, _MESSAGES,
+        "the prompt, one attribute a field", flat.flat_messages, MESSAGES,
     ),
     Row(
         "messages", "call", ("gen_ai.prompt", Event("gen_ai.content.prompt", "gen_ai.prompt")),
-        "the prompt, as JSON or as one text", messages.prompt_text, _MESSAGES,
+        "the prompt, as JSON or as one text", messages.prompt_text, MESSAGES,
     ),
     Row(
         "messages", "call", (Events(("gen_ai.system.message", "gen_ai.user.message", "gen_ai.assistant.message",
                                      "gen_ai.tool.message")),),
-        "the prompt, one event a message", messages.event_messages, _MESSAGES,
+        "the prompt, one event a message", messages.event_messages, MESSAGES,
     ),
     Row(
         "messages", "call", (Indexed("llm.prompts"),),
-        "the prompt of a text completion, as a user's message", flat.flat_prompt, _MESSAGES,
+        "the prompt of a text completion, as a user's message", flat.flat_prompt, MESSAGES,
     ),
     Row(
         "messages", "call", (Member("input.value", "messages"),),
-        "the prompt, in an OpenAI request", messages.foreign_messages, _MESSAGES,
+        "the prompt, in an OpenAI request", messages.foreign_messages, MESSAGES,
     ),
     Row(
         "completion", "call", (names.OUTPUT_MESSAGES, Event(_DETAILS, names.OUTPUT_MESSAGES)),
-        "text and finish reason of each choice, as messages of parts", messages.foreign_choices, _CHOICES,
+        "text and finish reason of each choice, as messages of parts", messages.foreign_choices, CHOICES,
     ),
     Row(
         "completion", "call", (Indexed("llm.output_messages"), Indexed("gen_ai.completion")),
-        "the same, one attribute a field", flat.flat_choices, _CHOICES,
+        "the same, one attribute a field", flat.flat_choices, CHOICES,
     ),
     Row(
         "completion", "call", ("gen_ai.completion", Event("gen_ai.content.completion", "gen_ai.completion")),
-        "the same, as JSON or as one text", messages.completion_text, _CHOICES,
+        "the same, as JSON or as one text", messages.completion_text, CHOICES,
     ),
     Row(
         "completion", "call", (Events(("gen_ai.choice",)),),
-        "the same, one event a choice", messages.event_choices, _CHOICES,
+        "the same, one event a choice", messages.event_choices, CHOICES,
     ),
     Row(
         "completion", "call", (Indexed("llm.choices"),),
-        "the answers of a text completion", flat.flat_completion, _CHOICES,
+        "the answers of a text completion", flat.flat_completion, CHOICES,
     ),
     Row(
         "input", "other", (names.INPUT, "input.value", "traceloop.entity.input", "gen_ai.tool.call.arguments",
@@ -264,108 +257,3 @@ TABLE = (
     Row("lm_parent", "call", (names.LM_PARENT,), "the LM span around it", values.any_text, names.LM_PARENT),
     Row("kind", "call", (names.CALL_KIND,), "call or score", values.any_text, names.CALL_KIND),
 )  # fmt: skip
-
-
-@dataclass(slots=True)
-class Reading:
-    """What a foreign span says, by our names; its prompt and its choices where it is an LM call."""
-
-    said: dict[str, Any] = field(default_factory=dict)
-    messages: str | None = None
-    choices: list[Choice] = field(default_factory=list)
-
-
-def read_foreign(
-    name: str, attributes: dict[str, Any], events: list[tuple[str, dict[str, Any]]], *, is_root: bool
-) -> Reading:
-    """Read a span by the table, and take what was read whole out of its attributes.
-
-    Example:
-        >>> attributes = {"openinference.span.kind": "LLM", "llm.token_count.prompt": 3, "session.id": "s"}
-        >>> read_foreign("ChatCompletion", attributes, [], is_root=False).said["gen_ai.usage.input_tokens"]
-        3
-        >>> attributes
-        {'openinference.span.kind': 'LLM', 'session.id': 's'}
-    """
-    raw = RawSpan(attributes, events)
-    said: dict[str, Any] = {}
-    kind = _kind_of(raw, name, is_root=is_root)
-    if kind is not None:
-        said[names.KIND] = kind
-    cut: set[str] = set()
-    for row in _ROWS[kind]:
-        for source in row.sources:
-            found = raw.find(source)
-            if found is not None:
-                _take(row, source, found, raw, said, cut)
-    if _NODE in said:
-        said.setdefault(names.MODULE, said.pop(_NODE))
-    if cut:
-        said[names.TRUNCATED] = sorted({*said.get(names.TRUNCATED, ()), *cut})
-    return _content(said) if kind == "lm" else Reading(said)
-
-
-def _kind_of(raw: RawSpan, name: str, *, is_root: bool) -> str | None:
-    stamp = raw.attributes.get(names.KIND)
-    if isinstance(stamp, str) and stamp in _KINDS:
-        return _KINDS[raw.attributes.pop(names.KIND)]  # a stamp of ours stands, whatever else is said
-    for source in _KIND_ROW.sources:
-        found = raw.find(source)
-        try:
-            kind: str = _kind(found).value
-        except (TypeError, ValueError):
-            continue
-        if kind == "module" and is_root:
-            return "program"
-        return None if kind == "module" and name.startswith(_PLUMBING) else kind
-    # The oldest emitters name no operation, and say what model was asked.
-    is_named = any(raw.find(source) is not None for source in _KIND_ROW.sources)
-    return None if is_named or not any(raw.find(source) is not None for source in _SIGNS_OF_A_CALL) else "lm"
-
-
-def _take(row: Row, source: Source, found: Any, raw: RawSpan, said: dict[str, Any], cut: set[str]) -> None:
-    try:
-        read = row.read(found)
-    except (ArithmeticError, AttributeError, KeyError, RecursionError, TypeError, ValueError):
-        return
-    value = read.value if isinstance(read, Partly) else read
-    if said.setdefault(row.into, value) != value:
-        return  # a name that is less preferred says something else
-    if not isinstance(read, Partly):
-        raw.drop(source)
-    elif read.is_cut:
-        cut.add(str(source))
-
-
-def _content(said: dict[str, Any]) -> Reading:
-    prompt, system = said.pop(_MESSAGES, None), said.pop(_SYSTEM, None)
-    if system is not None:
-        prompt = [system, *(prompt or ())]
-    reasons = said.pop(names.FINISH_REASONS, [])
-    reasons = [reason or None for reason in reasons]
-    choices = [
-        (text, reason or (reasons[index] if index < len(reasons) else None))
-        for index, (text, reason) in enumerate(said.pop(_CHOICES, ()))
-    ]
-    written = orjson.dumps(prompt).decode() if prompt is not None else None
-    return Reading(said, written, choices or [(None, reason) for reason in reasons or [None]])
-
-
-_KIND_ROW = TABLE[0]
-_SIGNS_OF_A_CALL: tuple[Source, ...] = (
-    names.REQUEST_MODEL,
-    Indexed("llm.input_messages"),
-    Indexed("gen_ai.prompt"),
-    "gen_ai.prompt",
-)
-
-
-def _read_on(row: Row, kind: str | None) -> bool:
-    return row is not _KIND_ROW and (
-        row.of == "any"
-        or ((row.of == "call") == (kind == "lm") and row.of != "node")
-        or (row.of == "node" and kind in _NODE_KINDS)
-    )
-
-
-_ROWS = {kind: tuple(row for row in TABLE if _read_on(row, kind)) for kind in (None, "lm", *_NODE_KINDS)}

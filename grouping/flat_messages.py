@@ -23,7 +23,7 @@ _FIELDS = ("role", "name", "tool_call_id", "finish_reason")
 
 def flat_messages(flat: Flat) -> Any:
     """A prompt that was written flat, by OpenInference or by traceloop."""
-    read = [_message(flat[index]) for index in sorted(flat)]
+    read = [_message(flat[index], "user") for index in sorted(flat)]
     chat = [message for message, _ in read if message]
     if not chat:
         raise ValueError("no message")
@@ -33,11 +33,11 @@ def flat_messages(flat: Flat) -> Any:
 
 def flat_choices(flat: Flat) -> Any:
     """Text and finish reason of each answer that was written flat."""
-    read = [_message(flat[index]) for index in sorted(flat)]
+    read = [_message(flat[index], "assistant") for index in sorted(flat)]
     choices = [(_text_of(message), message.get("finish_reason")) for message, _ in read if message]
     if not choices:
         raise ValueError("no message")
-    is_plain = all(is_whole and message.keys() <= {"role", "content", "finish_reason"} for message, is_whole in read)
+    is_plain = all(is_whole and _is_plain_answer(message) for message, is_whole in read)
     is_cut = sorted(flat) != list(range(len(choices)))
     return choices if is_plain and not is_cut else Partly(choices, is_cut)
 
@@ -61,8 +61,14 @@ def _texts(flat: Flat, name: str) -> list[str]:
     return texts
 
 
-def _message(fields: dict[str, Any]) -> tuple[dict[str, Any], bool]:
-    """One message, and whether it says all that its attributes do."""
+def _is_plain_answer(message: dict[str, Any]) -> bool:
+    """Whether text and finish reason are all that an answer says."""
+    is_known = message.keys() <= {"role", "content", "finish_reason"}
+    return is_known and message.get("role") == "assistant" and not isinstance(message["content"], list)
+
+
+def _message(fields: dict[str, Any], role: str) -> tuple[dict[str, Any], bool]:
+    """One message, of that role if it names none, and whether it says all that its attributes do."""
     message: dict[str, Any] = {}
     calls: dict[int, dict[str, Any]] = {}
     contents: dict[int, dict[str, Any]] = {}
@@ -76,7 +82,7 @@ def _message(fields: dict[str, Any]) -> tuple[dict[str, Any], bool]:
             message["content"] = parts_or_text(value)
         elif match := _TOOL_CALL.fullmatch(name):
             calls.setdefault(int(match[1]), {})[match[2].removeprefix("function.")] = value
-        elif match := _CONTENT.fullmatch(name):
+        elif (match := _CONTENT.fullmatch(name)) and isinstance(value, str):
             contents.setdefault(int(match[1]), {})[match[2]] = value
         else:
             is_whole = False
@@ -86,7 +92,7 @@ def _message(fields: dict[str, Any]) -> tuple[dict[str, Any], bool]:
     if calls:
         message["tool_calls"] = [_tool_call(calls[index]) for index in sorted(calls)]
     if message:
-        message = {"role": message.pop("role", "assistant" if calls else "user"), "content": None, **message}
+        message = {"role": message.pop("role", "assistant" if calls else role), "content": None, **message}
     return message, is_whole
 
 

@@ -80,7 +80,7 @@ class RawSpan:
         if isinstance(source, Member):
             return self._object(source.attribute).get(source.member) if source.attribute in self.attributes else None
         if isinstance(source, Indexed):
-            return self._lists.get(source.prefix)
+            return self.lists.get(source.prefix)
         if isinstance(source, Event):
             for name, attributes in reversed(self.events):
                 if name == source.event and source.attribute in attributes:
@@ -113,8 +113,8 @@ class RawSpan:
         return self._objects[attribute]
 
     @cached_property
-    def _lists(self) -> dict[str, dict[int, dict[str, Any]]]:
-        """Prefix, then index, then what the numbered attributes call the rest."""
+    def lists(self) -> dict[str, dict[int, dict[str, Any]]]:
+        """The numbered attributes: by prefix, then by index, then by the rest of their names."""
         lists: dict[str, dict[int, dict[str, Any]]] = {}
         for name, value in self.attributes.items():
             if name.startswith(("llm.", "gen_ai.")) and (match := _NUMBERED.fullmatch(name)):

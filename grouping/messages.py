@@ -81,7 +81,9 @@ def foreign_choices(recorded: Any) -> Any:
         except _UNREADABLE:
             is_cut = True
             continue
-        is_whole = is_whole and "tool_calls" not in chat and _says_no_more(message)
+        is_whole = (
+            is_whole and chat.keys() == {"role", "content"} and chat["role"] == "assistant" and _says_no_more(message)
+        )
         found.append((_text(chat.get("content")), _reason(message.get("finish_reason"))))
     if not found:
         raise ValueError("no message")

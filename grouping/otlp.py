@@ -17,7 +17,7 @@ from typing import Any
 
 import orjson
 
-from tracetune.grouping.conventions import Reading, read_foreign
+from tracetune.grouping.foreign_spans import Reading, read_foreign
 from tracetune.grouping.messages import chat_messages, choices
 from tracetune.grouping.records import record_row
 from tracetune.grouping.rows import RECORDS
