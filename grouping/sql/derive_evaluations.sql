@@ -1,49 +1,60 @@
--- In: touched(rollout_id); spans with their events; other_records; call_rows
+-- In: the rows after row `last_<table>` of spans, other_records and call_rows, which are new
 -- Out: a row of scores for each gen_ai.evaluation.result with a finite value, an event of a
 --      span or a record of its own: of the call where its span is one, else of the span's
---      rollout. A record waits for its span. The rollouts that were scored are touched too.
-CREATE OR REPLACE TEMP TABLE evaluations AS
-WITH recorded AS (
-    SELECT record_id, recorded_at, rest::JSON AS said,
+--      rollout. A record waits for its span; the scores are new rows like any other.
+INSERT INTO scores BY NAME
+WITH settled AS (
+    SELECT record_id FROM scores WHERE source = 'otel'
+),
+records AS (
+    SELECT record_id, recorded_at, rest::JSON AS said, rowid > getvariable('last_other_records') AS is_new,
            rest->>'$."otlp.traceId"' AS trace_id, rest->>'$."otlp.spanId"' AS span_id,
            rest->>'$."gen_ai.response.id"' AS response_id
     FROM other_records
-    WHERE event_name = 'gen_ai.evaluation.result' AND record_id NOT IN (SELECT record_id FROM scores WHERE source = 'otel')
+    ANTI JOIN settled USING (record_id)
+    WHERE event_name = 'gen_ai.evaluation.result'
 ),
-event_list AS (
-    SELECT trace_id, span_id, started_at, unnest(from_json(events, '["JSON"]')) AS event
+new_events AS (
+    SELECT trace_id, span_id, rollout_id, kind, started_at, unnest(from_json(events, '["JSON"]')) AS event
     FROM spans
-    WHERE contains(events, '"gen_ai.evaluation.result"') AND rollout_id IN (FROM touched)
+    WHERE rowid > getvariable('last_spans') AND contains(events, '"gen_ai.evaluation.result"')
 ),
-events AS (
-    SELECT trace_id, span_id, md5(concat_ws('/', trace_id, span_id, event)) AS record_id,
-           coalesce(make_timestamp_ns(try_cast(event->>'timeUnixNano' AS BIGINT)), started_at) AS recorded_at,
-           json_group_object(
-               attribute->>'key',
-               -- A value has one member, named for its type.
-               attribute->'value'->(json_keys(attribute->'value')[1])
-           ) AS said
-    FROM (SELECT *, unnest(from_json(event->'attributes', '["JSON"]')) AS attribute FROM event_list)
+new_attributes AS (
+    SELECT *, unnest(from_json(event->'attributes', '["JSON"]')) AS attribute
+    FROM new_events
     WHERE event->>'name' = 'gen_ai.evaluation.result'
-    GROUP BY ALL
 ),
-told AS (
-    SELECT record_id, recorded_at, said, trace_id, span_id, response_id FROM recorded
-    UNION ALL
-    SELECT record_id, recorded_at, said, trace_id, span_id, NULL
-    FROM events
-    WHERE record_id NOT IN (SELECT record_id FROM scores WHERE source = 'otel')
+of_events AS (
+    SELECT md5(concat_ws('/', trace_id, span_id, event)) AS record_id,
+           coalesce(make_timestamp_ns(try_cast(event->>'timeUnixNano' AS BIGINT)), started_at) AS recorded_at,
+           -- A value has one member, named for its type.
+           json_group_object(
+               attribute->>'key', attribute->'value'->(json_keys(attribute->'value')[1])
+           ) AS said,
+           rollout_id, CASE WHEN kind = 'lm' THEN span_id END AS call_id
+    FROM new_attributes
+    GROUP BY trace_id, span_id, event, started_at, rollout_id, kind
 ),
-placed AS (
-    SELECT told.*, spans.rollout_id, CASE WHEN spans.kind = 'lm' THEN spans.span_id END AS call_id
-    FROM told
+of_records AS (
+    SELECT record_id, recorded_at, said, spans.rollout_id, CASE WHEN spans.kind = 'lm' THEN spans.span_id END AS call_id
+    FROM records
     JOIN spans USING (trace_id, span_id)
-    UNION ALL
+    WHERE spans.rowid > getvariable('last_spans')
+    UNION
+    SELECT record_id, recorded_at, said, spans.rollout_id, CASE WHEN spans.kind = 'lm' THEN spans.span_id END
+    FROM (FROM records WHERE is_new) AS records
+    JOIN spans USING (trace_id, span_id)
+    UNION
     -- Without a span, the response tells which call is meant.
-    SELECT told.*, call_rows.rollout_id, call_rows.call_id
-    FROM told
-    JOIN call_rows ON call_rows.response_id = told.response_id AND choice = 0 AND NOT shadowed
-    WHERE told.span_id IS NULL
+    SELECT record_id, recorded_at, said, call_rows.rollout_id, call_rows.call_id
+    FROM (FROM records WHERE span_id IS NULL) AS records
+    JOIN call_rows ON call_rows.response_id = records.response_id AND choice = 0
+    WHERE is_new OR call_rows.rowid > getvariable('last_call_rows')
+),
+evaluations AS (
+    SELECT * FROM of_events ANTI JOIN settled USING (record_id)
+    UNION ALL
+    SELECT * FROM of_records
 )
 SELECT DISTINCT ON (record_id) record_id, recorded_at, rollout_id, call_id,
        coalesce(said->>'$."gen_ai.evaluation.name"', 'evaluation') AS name,
@@ -54,12 +65,6 @@ SELECT DISTINCT ON (record_id) record_id, recorded_at, rollout_id, call_id,
            "gen_ai.evaluation.name": null, "gen_ai.evaluation.score.value": null,
            "gen_ai.evaluation.explanation": null, "otlp.traceId": null, "otlp.spanId": null
        }')::VARCHAR, '{}') AS rest
-FROM placed
+FROM evaluations
 WHERE isfinite(try_cast(said->>'$."gen_ai.evaluation.score.value"' AS DOUBLE))
 ORDER BY record_id, rollout_id, call_id;
-
-INSERT INTO scores BY NAME FROM evaluations;
-
-INSERT INTO touched SELECT DISTINCT rollout_id FROM evaluations WHERE rollout_id NOT IN (FROM touched);
-
-DROP TABLE evaluations;
