@@ -49,6 +49,10 @@ _COLUMNS = {
 }
 # Fields of a span that are kept among its attributes.
 _KEPT_FIELDS = ("droppedAttributesCount", "droppedEventsCount", "droppedLinksCount", "flags", "links", "traceState")
+_KEPT_RECORD_FIELDS = frozenset(
+    f"otlp.{field}"
+    for field in ("severityNumber", "severityText", "droppedAttributesCount", "flags", "traceId", "spanId")
+)
 _INTERNAL, _CLIENT = 1, 3
 _ERROR = 2
 
@@ -99,9 +103,11 @@ def record_document(table: str, row: Row) -> dict[str, Any]:
         row: its columns, times in nanoseconds; of a batch its `members` too, as JSON.
     """
     rest = orjson.loads(row["rest"]) if row["rest"] else {}
-    record = {"timeUnixNano": str(row["recorded_at"])}
+    record: dict[str, Any] = {"timeUnixNano": str(row["recorded_at"])}
     if table == OTHER_RECORDS.table:
-        name, body, attributes = row["event_name"], row["body"], rest
+        name, body = row["event_name"], row["body"]
+        record.update((key.removeprefix("otlp."), rest[key]) for key in rest if key in _KEPT_RECORD_FIELDS)
+        attributes = {key: value for key, value in rest.items() if key not in _KEPT_RECORD_FIELDS}
     else:
         name, known = next((event, known) for event, known in RECORDS.items() if known.table == table)
         fields = {

@@ -241,6 +241,7 @@ def _derive(connection: duckdb.DuckDBPyConnection, last: dict[str, int], live_pi
     for table, row in last.items():
         connection.execute(f"SET VARIABLE last_{table} = {row}")
     connection.register("live_pids", pa.table({"pid": pa.array(sorted(live_pids), type=pa.int64())}))
+    connection.execute(schema.script("derive_evaluations.sql"))
     connection.execute(schema.script("derive_touched.sql"))
     for name in _DERIVED:
         connection.execute(schema.script(name))

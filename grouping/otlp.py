@@ -1,8 +1,10 @@
 """Spool lines into rows: one OTLP/JSON document a line, spans and log records.
 
 The tracer writes one span or record a line; a Collector's file has many. A line that
-cannot be read is set aside whole, with its reason, and its neighbours are kept. Traces
-without a rollout identity are one rollout each, named by their trace id.
+cannot be read is set aside, with its reason, and its neighbours are kept. Traces
+without a rollout identity are one rollout each, named by their trace id. Our own spans
+say everything in our names; those of other instrumentations are read by the table in
+`conventions`.
 """
 
 from __future__ import annotations
@@ -15,11 +17,12 @@ from typing import Any
 
 import orjson
 
+from tracetune.grouping.foreign_spans import Reading, read_foreign
 from tracetune.grouping.messages import chat_messages, choices
 from tracetune.grouping.parts import parts_of
 from tracetune.grouping.records import record_row
-from tracetune.tracer import names
-from tracetune.tracer.encoding import SCOPE_NAME
+from tracetune.grouping.rows import RECORDS
+from tracetune.tracer import encoding, names
 
 LM_OPERATIONS = ("chat", "text_completion", "generate_content")
 _SPAN_FIELDS = {
@@ -34,8 +37,8 @@ _SPAN_FIELDS = {
     "events",
     "status",
 }
-# What the conventions before ours, and other instrumentations, call a root span's input.
-_FOREIGN_INPUTS = (names.INPUT, "input.value", "traceloop.entity.input")
+# Other fields of somebody else's record, its span among them, are kept as `otlp.<field>`.
+_RECORD_FIELDS = {"timeUnixNano", "observedTimeUnixNano", "eventName", "body", "attributes"}
 
 
 @dataclass(slots=True)
@@ -78,7 +81,7 @@ def decode(lines: Iterable[tuple[int, bytes]]) -> Decoded:
             continue
         try:
             records = _decode_document(document, line, decoded)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             del decoded.spans[n_spans:], decoded.calls[n_calls:]
             if parts := parts_of(document):  # one of them, and its neighbours are kept
                 decoded.take(decode((offset, part) for part in parts))
@@ -94,7 +97,7 @@ def attributes_of(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """OTLP attributes as a plain dictionary."""
     attributes = {}
     for item in items:
-        value = item["value"]
+        value = item.get("value") or {}
         text = value.get("stringValue")
         attributes[item["key"]] = text if text is not None else _value(value)
     return attributes
@@ -135,8 +138,15 @@ def _decode_span(
     span: dict[str, Any], resource: dict[str, Any] | None, scope: dict[str, Any], decoded: Decoded
 ) -> None:
     attributes = attributes_of(span.get("attributes", ()))
-    take = attributes.pop
     trace_id, span_id, parent = span["traceId"], span["spanId"], span.get("parentSpanId") or None
+    failed = _failed(span.get("status"))
+    reading = None
+    is_ours = scope.get("name") == encoding.SCOPE_NAME
+    if is_ours:
+        take = attributes.pop
+    else:
+        reading, failed = _read_foreign(span, attributes, failed)
+        take = reading.said.pop
     if not (trace_id and span_id):
         raise ValueError("a span without traceId or spanId")
     started_at, ended_at = int(span["startTimeUnixNano"]), int(span["endTimeUnixNano"])
@@ -145,21 +155,26 @@ def _decode_span(
     operation = take(names.OPERATION, None)
     kind = take(names.KIND, None) or ("lm" if operation in LM_OPERATIONS else None)
     example_id = take(names.EXAMPLE_ID, None)
-    if example_id is None and parent is None:
-        example_id = _example_id(attributes)
+    recorded_input, recorded_output = take(names.INPUT, None), take(names.OUTPUT, None)
+    if example_id is None and (parent is None or (kind == "program" and reading is not None)):
+        example_id = _example_id(reading.messages if kind == "lm" and reading is not None else recorded_input)
     policy_version, module, key = take(names.POLICY_VERSION, None), take(names.MODULE, None), take(names.KEY, None)
     execution = take(names.EXECUTION, None)
     invocation, turn = take(names.INVOCATION, None), take(names.TURN, None)
     unordered, late, truncated = take(names.UNORDERED, None), take(names.LATE, None), take(names.TRUNCATED, None)
-    status = take(names.STATUS, None) or ("error" if _failed(span.get("status")) else "ok")
+    status = take(names.STATUS, None) or ("error" if failed else "ok")
     request_model, response_model = take(names.REQUEST_MODEL, None), take(names.RESPONSE_MODEL, None)
     response_id, provider = take(names.RESPONSE_ID, None), take(names.PROVIDER, None)
     input_tokens, output_tokens = take(names.INPUT_TOKENS, None), take(names.OUTPUT_TOKENS, None)
     if kind == "lm":
         lm_parent = take(names.LM_PARENT, None)
         call_kind = take(names.CALL_KIND, None) or "call"
-        messages, found = _content(attributes)
-        sampling = _sampling(attributes)
+        if reading is None:
+            messages, found = _content(attributes)
+            sampling = _sampling(attributes)
+        else:
+            messages, found = reading.messages, reading.choices
+            sampling = _sampling(reading.said)
         duration_ms = (ended_at - started_at) / 1e6
         for choice, (completion, finish_reason) in enumerate(found):
             decoded.calls.append(
@@ -200,12 +215,11 @@ def _decode_span(
                 )
             )
     error_type = take(names.ERROR_TYPE, None)
-    recorded_input, recorded_output = take(names.INPUT, None), take(names.OUTPUT, None)
     choice_count, events = take(names.CHOICE_COUNT, None), span.get("events")
     if not span.keys() <= _SPAN_FIELDS:
         # In one order, so that the same span has the same row whenever it comes.
         attributes.update((f"otlp.{name}", span[name]) for name in sorted(span.keys() - _SPAN_FIELDS))
-    if scope.get("name") != SCOPE_NAME:
+    if not is_ours:
         _keep_foreign(attributes, span, scope)
     if message := (span.get("status") or {}).get("message"):
         attributes["otlp.status.message"] = message
@@ -252,6 +266,24 @@ def _decode_span(
     )
 
 
+def _read_foreign(span: dict[str, Any], attributes: dict[str, Any], failed: bool) -> tuple[Reading, bool]:
+    """What a span of another instrumentation says, and whether it failed."""
+    events = []
+    for event in span.get("events") or ():
+        try:
+            events.append((event["name"], attributes_of(event.get("attributes") or ())))
+        except (AttributeError, KeyError, TypeError, ValueError):
+            continue  # kept as it came, with the others
+    # An exception that was caught inside the span is no failure of the span's.
+    failed = failed or any(
+        name == "exception" and said.get("exception.escaped") in (True, "True", "true") for name, said in events
+    )
+    if not failed:
+        events = [event for event in events if event[0] != "exception"]
+    is_root = not span.get("parentSpanId")
+    return read_foreign(span.get("name") or "", attributes, events, is_root=is_root), failed
+
+
 def _keep_foreign(attributes: dict[str, Any], span: dict[str, Any], scope: dict[str, Any]) -> None:
     """Keep among the attributes what the tracer's own spans never say, or what goes without saying there."""
     if (kind := span.get("kind")) not in (None, 0, 1):  # 1, within a process, is what kinds are by default
@@ -268,6 +300,8 @@ def _decode_record(record: dict[str, Any], line: bytes) -> tuple[str, tuple[Any,
     record_id = attributes.pop(names.RECORD_ID, None) or hashlib.sha256(line).hexdigest()[:32]
     recorded_at = int(record.get("timeUnixNano") or record.get("observedTimeUnixNano") or 0)
     body = _value(record.get("body") or {})
+    if record.get("eventName") not in RECORDS:
+        attributes.update((f"otlp.{name}", record[name]) for name in sorted(record.keys() - _RECORD_FIELDS))
     return record_row(record.get("eventName"), record_id, recorded_at, attributes, body)
 
 
@@ -315,18 +349,16 @@ def _sampling(attributes: dict[str, Any]) -> str | None:
     return orjson.dumps(sampling).decode() if sampling else None
 
 
-def _example_id(attributes: dict[str, Any]) -> str | None:
+def _example_id(recorded: Any) -> str | None:
     """The hash of a root span's input, canonical as in `Example.of`; None where it recorded none."""
-    for name in _FOREIGN_INPUTS:
-        recorded = attributes.get(name)
-        if isinstance(recorded, str):
-            try:
-                value = json.loads(recorded)
-            except ValueError:
-                value = recorded
-            canonical = json.dumps(value, sort_keys=True, ensure_ascii=False)
-            return hashlib.sha256(canonical.encode()).hexdigest()[:16]
-    return None
+    if not isinstance(recorded, str):
+        return None
+    try:
+        value = json.loads(recorded)
+    except (ValueError, RecursionError):
+        value = recorded
+    canonical = json.dumps(value, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(canonical.encode("utf-8", "backslashreplace")).hexdigest()[:16]
 
 
 def _failed(status: dict[str, Any] | None) -> bool:

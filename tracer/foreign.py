@@ -2,14 +2,16 @@
 
 An application that traces itself has a tracer provider of its own, and libraries that
 instrument language models end their spans there. One processor on that provider copies
-those spans, stamped with the scope that they started in. The SDK can't take a processor
-away again, so it stays there and does nothing while nothing records.
+those spans, stamped with the scope that they started in. Where none of our decorators
+says whose call it is, the spans around it are copied too: one of them names the module.
+The SDK can't take a processor away again, so it stays there and does nothing while
+nothing records.
 """
 
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from opentelemetry import trace
 from opentelemetry.context import Context
@@ -44,9 +46,13 @@ def stop_copying() -> None:
 
 
 def is_lm_span(span: trace.Span | ReadableSpan) -> bool:
-    """Whether a span says, in the GenAI conventions, that it is one completion of a language model."""
+    """Whether a span says, in any convention that the store reads, that it is one completion of a language model."""
     attributes = span.attributes if isinstance(span, ReadableSpan) else None
     attributes = attributes or {}
+    if names.OPENINFERENCE_KIND in attributes:
+        return attributes[names.OPENINFERENCE_KIND] == "LLM"
+    if names.TRACELOOP_REQUEST in attributes:
+        return attributes[names.TRACELOOP_REQUEST] in ("chat", "completion")
     return names.REQUEST_MODEL in attributes and attributes.get(names.OPERATION) in _LM_OPERATIONS
 
 
@@ -55,35 +61,49 @@ class _Copy(SpanProcessor):
 
     def __init__(self) -> None:
         self._scopes: dict[int, Scope] = {}
+        # Open spans around calls whose module nothing of ours names.
+        self._enclosing: set[int] = set()
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
         if _session is not None:
             self._scopes[span.get_span_context().span_id] = current_scope(_session, parent_context)
 
     def on_end(self, span: ReadableSpan) -> None:
-        scope = self._scopes.pop(span.context.span_id, None)
+        span_id = span.context.span_id
+        scope = self._scopes.pop(span_id, None)
+        is_enclosing = span_id in self._enclosing
+        self._enclosing.discard(span_id)
         session = _session
-        if session is None or scope is None or not is_lm_span(span):
+        if session is None or scope is None:
             return
-        stamps = scope.call_attributes()
-        stamps[names.TURN] = scope.next_turn() if scope.lm_call is None else scope.lm_call.turn
-        if scope.execution is not None and scope.execution.is_unordered:
-            stamps[names.UNORDERED] = True
+        if is_lm_span(span):
+            stamps = scope.call_attributes()
+            stamps[names.TURN] = scope.next_turn() if scope.lm_call is None else scope.lm_call.turn
+            if scope.execution is not None and scope.execution.is_unordered:
+                stamps[names.UNORDERED] = True
+        elif is_enclosing:
+            stamps = scope.attributes()
+        else:
+            return
+        if scope.execution is None and span.parent is not None and span.parent.span_id in self._scopes:
+            self._enclosing.add(span.parent.span_id)
         if scope.rollout is not None and scope.rollout.is_late(scope.call_kind):
             stamps[names.LATE] = True
-        session.spool.write_span(
-            ReadableSpan(
-                name=span.name,
-                context=span.context,
-                parent=span.parent,
-                resource=span.resource,
-                attributes={**(span.attributes or {}), **stamps},
-                events=span.events,
-                links=span.links,
-                kind=span.kind,
-                status=span.status,
-                start_time=span.start_time,
-                end_time=span.end_time,
-                instrumentation_scope=span.instrumentation_scope,
-            )
-        )
+        session.spool.write_span(_stamped(span, stamps))
+
+
+def _stamped(span: ReadableSpan, stamps: dict[str, Any]) -> ReadableSpan:
+    return ReadableSpan(
+        name=span.name,
+        context=span.context,
+        parent=span.parent,
+        resource=span.resource,
+        attributes={**(span.attributes or {}), **stamps},
+        events=span.events,
+        links=span.links,
+        kind=span.kind,
+        status=span.status,
+        start_time=span.start_time,
+        end_time=span.end_time,
+        instrumentation_scope=span.instrumentation_scope,
+    )

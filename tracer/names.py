@@ -64,6 +64,10 @@ SEED = "gen_ai.request.seed"
 STOP = "gen_ai.request.stop_sequences"
 CHOICE_COUNT = "gen_ai.request.choice.count"
 
+# By these two, other conventions say that a span is an LM call; the store knows the rest of their names.
+OPENINFERENCE_KIND = "openinference.span.kind"
+TRACELOOP_REQUEST = "llm.request.type"
+
 # Records. Every one has RECORD_ID; RUN, SPLIT, STEP and ROLLOUT_ID where they apply.
 RECORD_ID = "tracetune.record_id"
 # {rollout_id, run, split, step, index, program, example_id, input, policy_version, pid}: written once, when

@@ -2,6 +2,7 @@
 -- Out: module, key and execution of the calls whose spans were not stamped: those of the
 --      nearest enclosing decorator, or the root span's name where there is none. Parents end,
 --      and so arrive, after their children: this is done again when more of a trace comes.
+--      No call lies 256 spans below its module: parents that go round in a circle end there.
 CREATE OR REPLACE TEMP TABLE found_modules AS
 WITH RECURSIVE climb AS (
     SELECT rollout_id, span_id, parent_span_id AS ancestor, 0 AS height
@@ -12,7 +13,7 @@ WITH RECURSIVE climb AS (
     FROM climb
     JOIN spans ON spans.rollout_id = climb.rollout_id AND spans.span_id = climb.ancestor
     WHERE (spans.kind IS NULL OR spans.kind NOT IN ('module', 'program', 'tool'))
-      AND spans.started_at >= getvariable('since')
+      AND spans.started_at >= getvariable('since') AND height < 256
 )
 SELECT climb.rollout_id, climb.span_id,
        arg_max(coalesce(spans.module, spans.name), height) AS module,

@@ -51,7 +51,7 @@ joined AS (
            coalesce(starts.split, roots.split, stamps.split) AS split,
            coalesce(starts.step, roots.step, stamps.step) AS step,
            starts.rollout_index,
-           coalesce(roots.name, starts.program) AS program,
+           coalesce(roots.module, roots.name, starts.program) AS program,
            coalesce(starts.example_id, roots.example_id, stamps.example_id, touched.rollout_id) AS example_id,
            coalesce(roots.started_at, starts.recorded_at, stamps.started_at) AS started_at,
            least(roots.ended_at, ends.recorded_at) AS ended_at,

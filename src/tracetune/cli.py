@@ -1,4 +1,4 @@
-"""The command line: `tracetune demo`, `show`, `sql`, `groups`, `serve`, `import` and `export`.
+"""The command line: `tracetune demo`, `show`, `sql`, `groups`, `lint`, `serve`, `import` and `export`.
 
 Data goes to stdout and words to stderr, so that every command can stand in a pipe. Each
 command imports what it needs when it runs, which keeps `tracetune --help` quick. What
@@ -12,12 +12,13 @@ import sys
 from collections.abc import Sequence
 from io import TextIOWrapper
 
-from tracetune.commands import exchange, looking, training
+from tracetune.commands import exchange, linting, looking, training
 from tracetune.commands.app import app
 from tracetune.errors import TracetuneError
 from tracetune.terminal import printable
 
-__all__ = ["app", "exchange", "looking", "main", "training"]  # importing the modules gives the application its commands
+# Importing the modules gives the application its commands.
+__all__ = ["app", "exchange", "linting", "looking", "main", "training"]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

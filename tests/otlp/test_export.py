@@ -320,7 +320,10 @@ def test_a_record_of_somebody_else_goes_back_out(tmp_path):
     """A foreign log record keeps its name, body and attributes through two stores."""
     first, second = tmp_path / "first.duckdb", tmp_path / "second.duckdb"
     with Receiver(first, port=0) as receiver:
-        http.post(f"{receiver.url}/v1/logs", json=request("/v1/logs", [a_record(1), a_record(2, eventName="")]))
+        http.post(
+            f"{receiver.url}/v1/logs",
+            json=request("/v1/logs", [a_record(1, severityNumber=9, traceId="ab" * 16), a_record(2, eventName="")]),
+        )
     with Receiver(second, port=0) as receiver, Sender(receiver.url) as sender:
         for document in export.Export(tt.Store(first)).documents():
             sender.send(document)

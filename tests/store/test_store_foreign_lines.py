@@ -33,7 +33,7 @@ def test_one_span_that_cannot_be_read_leaves_its_neighbours(tmp_path):
     bad = a_span(2)
     del bad["startTimeUnixNano"]
     wrong = a_span(3, attributes=[{"key": names.STEP, "value": {"stringValue": "three"}}])
-    write_segment(path, "1-1-a", a_line(a_span(1), bad), a_line(wrong, a_span(4), a_span(5)))
+    write_segment(path, "1-1-a", a_line(a_span(1), bad), a_line(wrong, a_span(4), a_span(5), scope="tracetune"))
     report = Store(path).ingest()
     assert (report.spans, report.rejected) == (3, 2)
     rows = Store(path).sql("SELECT name FROM spans ORDER BY name").rows()
