@@ -90,7 +90,7 @@ def span_document(row: Row) -> tuple[dict[str, Any], dict[str, Any], dict[str, A
         attributes[names.ROLLOUT_ID] = row["rollout_id"]
     if row["status"] != ("error" if span["status"].get("code") == _ERROR else "ok"):
         attributes[names.STATUS] = row["status"]
-    _say_calls(attributes, row["calls"] or ())
+    _say_calls(attributes, row["calls"] or (), is_ours=is_ours)
     span["attributes"] = _attributes(attributes)
     return orjson.loads(row["resource"]) if row["resource"] else {}, scope, span
 
@@ -129,7 +129,7 @@ def _status(row: Row, attributes: dict[str, Any]) -> dict[str, Any]:
     return {field: value for field, value in stated.items() if value}
 
 
-def _say_calls(attributes: dict[str, Any], calls: Sequence[Row]) -> None:
+def _say_calls(attributes: dict[str, Any], calls: Sequence[Row], *, is_ours: bool) -> None:
     """Add what stands in the rows of an LM span's choices and nowhere else."""
     if not calls:
         return
@@ -142,16 +142,19 @@ def _say_calls(attributes: dict[str, Any], calls: Sequence[Row]) -> None:
         sampling = orjson.loads(first["sampling"])
         attributes.update((name, sampling[field]) for field, name in SAMPLING if field in sampling)
     if first["messages"] and names.INPUT_MESSAGES not in attributes:
-        chat = [_genai_message(message) for message in orjson.loads(first["messages"])]
+        chat = [_genai_message(message, is_ours=is_ours) for message in orjson.loads(first["messages"])]
         attributes[names.INPUT_MESSAGES] = orjson.dumps(chat).decode()
     if names.OUTPUT_MESSAGES not in attributes and first["completion"] is not None:
         attributes[names.OUTPUT_MESSAGES] = orjson.dumps([_answer(call) for call in calls]).decode()
-    if len(calls) > 1 or first["finish_reason"]:
+    is_said_by_reasons = len(calls) > 1 and first["completion"] is None  # that there were so many choices
+    if is_said_by_reasons or any(call["finish_reason"] for call in calls):
         attributes[names.FINISH_REASONS] = [call["finish_reason"] or "" for call in calls]
 
 
-def _genai_message(message: dict[str, Any]) -> dict[str, Any]:
-    if message.keys() == {"role", "content"} and not isinstance(message["content"], list):
+def _genai_message(message: dict[str, Any], *, is_ours: bool) -> dict[str, Any]:
+    content = message.get("content")
+    # Of our own spans alone, a message without parts and one with a part that is null are told apart.
+    if message.keys() == {"role", "content"} and (isinstance(content, str) or (content is None and is_ours)):
         return {"role": message["role"], "parts": [{"type": "text", "content": message["content"]}]}
     [converted] = to_genai([message])
     return converted
