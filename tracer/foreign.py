@@ -65,6 +65,8 @@ class _Copy(SpanProcessor):
         session = _session
         if session is None or scope is None or not is_lm_span(span):
             return
+        if scope.rollout is not None and not scope.rollout.is_sampled:
+            return
         stamps = scope.call_attributes()
         stamps[names.TURN] = scope.next_turn() if scope.lm_call is None else scope.lm_call.turn
         if scope.execution is not None and scope.execution.is_unordered:

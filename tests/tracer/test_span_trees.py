@@ -258,7 +258,7 @@ CASES: list[tuple[Callable[[], Any], dict[str, Any]]] = [
             module("static_twice", 0, "2"),
         ),
     ),
-    (forked, span("program", "forked", 0, "4", module("double", 0, "2"), module("double", 0, "4"))),
+    (forked, span("program", "forked", 0, "4", module("double", 0, "2", unordered=True), module("double", 0, "4"))),
 ]
 
 
