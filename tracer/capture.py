@@ -91,8 +91,7 @@ class Capture:
 def _is_plain(value: object, limit: int, is_verbatim: bool) -> bool:
     """Whether a value is small, JSON through and through, and names no secret: a quick look that may say no."""
     waiting: list[Any] = [value]
-    seen = 0
-    for item in waiting:  # which grows meanwhile
+    for seen, item in enumerate(waiting):  # which grows meanwhile
         kind = type(item)
         if kind is str:
             limit -= len(item)
@@ -113,7 +112,6 @@ def _is_plain(value: object, limit: int, is_verbatim: bool) -> bool:
             waiting += item
         elif kind not in _SCALARS:
             return False
-        seen += 1
         if limit < 0 or seen > _QUICK_LOOK:
             return False
     return True

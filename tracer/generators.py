@@ -74,9 +74,15 @@ def carry_on(execution: OpenExecution, work: Any) -> Any:
     else:
         carried = _drive_async(work, execution.context, lambda: execution)
     carried.__name__, carried.__qualname__ = work.__name__, work.__qualname__
-    # Work that nobody ever asks for does not end by itself.
-    weakref.finalize(carried, execution.end).atexit = False
+    weakref.finalize(carried, _dropped, execution, work).atexit = False
     return carried
+
+
+def _dropped(execution: OpenExecution, work: Any) -> None:
+    """Work that nobody ever asked for does not end by itself; who asks for it has ended it already."""
+    execution.end()
+    if isinstance(work, types.CoroutineType):
+        work.close()  # one warning that it was never awaited is enough
 
 
 async def _carry_coroutine(execution: OpenExecution, work: Coroutine[Any, Any, Any]) -> Any:
