@@ -84,7 +84,7 @@ class Spool:
         self._identity = (0, 0)
         self._has_synced_folder = False
         self._next_look = 0.0
-        self._is_torn = False
+        self._is_torn = self._is_written = False
         self._has_warned = False
         self._spans = 0
         self._records = 0
@@ -154,6 +154,7 @@ class Spool:
 
     def _append(self, line: bytes, spans: int, records: int) -> bool:
         """Write one whole line, and give whether it was; the caller holds the lock."""
+        self._is_written = False
         try:
             if self._descriptor >= 0 and time.monotonic() >= self._next_look:
                 self._look_for_segment()
@@ -167,13 +168,22 @@ class Spool:
             self._lost += spans + records
             self._complain(error)
             return False
+        except BaseException:  # an interrupt, which may come when all has been written
+            if self._is_written:
+                self._count(spans, records)
+            else:
+                self._lost += spans + records
+            raise
+        self._count(spans, records)
+        if self._size >= self._segment_bytes:
+            self._close_segment()
+        return True
+
+    def _count(self, spans: int, records: int) -> None:
         self._spans += spans
         self._records += records
         self._unseen[0] += spans
         self._unseen[1] += records
-        if self._size >= self._segment_bytes:
-            self._close_segment()
-        return True
 
     def _complain(self, error: OSError) -> None:
         if not self._has_warned:
@@ -184,14 +194,20 @@ class Spool:
             )
 
     def _write(self, data: bytes) -> None:
-        rest = b"\n" + data if self._is_torn else data
-        written = os.write(self._descriptor, rest)
-        while written < len(rest):
-            self._is_torn = True  # until the rest is there
-            rest = rest[written:]
-            written = os.write(self._descriptor, rest)
-        self._is_torn = False
-        self._size += len(data)
+        whole = rest = b"\n" + data if self._is_torn else data
+        start = self._size
+        try:
+            while rest:
+                rest = rest[os.write(self._descriptor, rest) :]
+        except BaseException:
+            # A full disk may have taken a part, and an interrupt may come when all is written: the file says which.
+            state = self._state()
+            self._size = state.st_size if state is not None else start
+            self._is_written = self._size >= start + len(whole)
+            self._is_torn = not self._is_written and (self._is_torn or self._size > start)
+            raise
+        self._size += len(whole)
+        self._is_torn, self._is_written = False, True
 
     def _look_for_segment(self) -> None:
         """Begin another segment if this one was deleted, with what was written since it was last seen.
