@@ -160,7 +160,7 @@ class Spool:
                 self._look_for_segment()
             if self._descriptor < 0:
                 self._open_segment()
-            self._write(line)
+            self._write(line, spans, records)
         except OSError as error:
             if error.errno == errno.EBADF and self._descriptor >= 0:
                 self._was_closed_under_us()
@@ -168,22 +168,13 @@ class Spool:
             self._lost += spans + records
             self._complain(error)
             return False
-        except BaseException:  # an interrupt, which may come when all has been written
-            if self._is_written:
-                self._count(spans, records)
-            else:
+        except BaseException:  # an interrupt, which may have come when all was written
+            if not self._is_written:
                 self._lost += spans + records
             raise
-        self._count(spans, records)
         if self._size >= self._segment_bytes:
             self._close_segment()
         return True
-
-    def _count(self, spans: int, records: int) -> None:
-        self._spans += spans
-        self._records += records
-        self._unseen[0] += spans
-        self._unseen[1] += records
 
     def _complain(self, error: OSError) -> None:
         if not self._has_warned:
@@ -193,21 +184,31 @@ class Spool:
                 "what is recorded until then is lost, and counted"
             )
 
-    def _write(self, data: bytes) -> None:
+    def _write(self, data: bytes, spans: int, records: int) -> None:
         whole = rest = b"\n" + data if self._is_torn else data
-        start = self._size
+        length, start = len(whole), self._size
+        failure: BaseException | None = None
+        self._is_written = False
         try:
             while rest:
                 rest = rest[os.write(self._descriptor, rest) :]
-        except BaseException:
+        except BaseException as error:  # noqa: BLE001  raised below
             # A full disk may have taken a part, and an interrupt may come when all is written: the file says which.
-            state = self._state()
+            failure, state = error, self._state()
             self._size = state.st_size if state is not None else start
-            self._is_written = self._size >= start + len(whole)
-            self._is_torn = not self._is_written and (self._is_torn or self._size > start)
-            raise
-        self._size += len(whole)
-        self._is_torn, self._is_written = False, True
+        else:
+            self._size = start + length
+        # Nothing is called from here on, so no other interrupt comes in between.
+        if self._size >= start + length:
+            self._is_torn, self._is_written = False, True
+            self._spans += spans
+            self._records += records
+            self._unseen[0] += spans
+            self._unseen[1] += records
+        elif self._size > start:
+            self._is_torn = True
+        if failure is not None:
+            raise failure
 
     def _look_for_segment(self) -> None:
         """Begin another segment if this one was deleted, with what was written since it was last seen.
@@ -228,7 +229,7 @@ class Spool:
             return
         try:
             self._open_segment()
-            self._write(unseen)
+            self._write(unseen, 0, 0)
         except OSError:
             spans, records = self._unseen
             self._spans -= spans
