@@ -104,6 +104,7 @@ def _is_plain(value: object, limit: int, is_verbatim: bool) -> bool:
             for name in item:
                 if type(name) is not str or redaction.is_secret(name):
                     return False
+                limit -= len(name)
             waiting += item.values()
         elif kind is list or kind is tuple:
             limit -= 2 * len(item)

@@ -11,6 +11,8 @@ from functools import lru_cache
 
 REDACTED = "[redacted]"
 
+# Of a longer name only the end is looked at: a key may be a whole document.
+_LONGEST = 64
 _NAMES = ("api_key", "apikey", "authorization", "password", "token", "secret")
 # Their lengths are bounded, so that no text makes a search take longer than it is long.
 _NAME = r"[\w. -]{0,64}(?:api[_ -]?key|authorization|password|token|secret)"
@@ -24,7 +26,6 @@ _IN_REPR = re.compile(
 )
 
 
-@lru_cache(maxsize=4096)
 def is_secret(name: str) -> bool:
     """Whether a key of this name holds a secret: `api_key`, `X-Api-Key`, `access_token`, but not `max_tokens`.
 
@@ -32,6 +33,11 @@ def is_secret(name: str) -> bool:
         >>> is_secret("OPENAI-API-KEY"), is_secret("max_tokens")
         (True, False)
     """
+    return _ends_secret(name if len(name) <= _LONGEST else name[-_LONGEST:])
+
+
+@lru_cache(maxsize=4096)
+def _ends_secret(name: str) -> bool:
     return name.lower().replace("-", "_").replace(" ", "_").endswith(_NAMES)
 
 
