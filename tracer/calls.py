@@ -268,7 +268,7 @@ class LMCall:
         self._has_ended = True
         try:
             self._span.set_status(FAILED)
-            self._close(self._span, {names.STATUS: "interrupted"}, (), None, None)
+            self._close(self._span, {names.ERROR_TYPE: "interrupted"}, (), None, None)
         except Exception as failure:  # noqa: BLE001  as in `end`
             _complain(self._recorder, failure)
 

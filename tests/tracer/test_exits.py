@@ -141,7 +141,7 @@ kept = talk()
     assert (finished.returncode, finished.stderr) == (0, "")
     (segment,) = spool.iterdir()
     assert not segment.name.endswith(".open.jsonl")
-    (tree,) = span_tree(spool, attributes=(names.STATUS, names.OUTPUT))
+    (tree,) = span_tree(spool, attributes=(names.STATUS, names.ERROR_TYPE, names.OUTPUT))
     gone = {names.STATUS: "interrupted"}
     assert tree["attributes"].keys() == {names.OUTPUT}
     assert tree["children"] == [
@@ -149,7 +149,7 @@ kept = talk()
         {
             "name": "work",
             "attributes": gone,
-            "children": [{"name": "chat m", "attributes": gone, "children": []}] * 2,
+            "children": [{"name": "chat m", "attributes": {names.ERROR_TYPE: "interrupted"}, "children": []}] * 2,
         },
     ]
 
