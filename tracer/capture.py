@@ -15,6 +15,8 @@ from typing import Any
 import orjson
 
 from tracetune.tracer import redaction, values
+from tracetune.tracer.redaction import LONGEST_NAME as _LONGEST
+from tracetune.tracer.redaction import ends_secret as _ends_secret
 from tracetune.tracer.warn import warn
 
 VALUE_LIMIT = 64 * 1024
@@ -55,7 +57,11 @@ class Capture:
             is_verbatim: texts are kept to the letter, also those that are JSON with
                 secrets in it: messages, which are what is learned from.
         """
-        if self._redact is None and _is_plain(value, limit, is_verbatim):
+        if type(value) is str and value[:1] not in _JSON_OPENINGS:
+            is_plain = len(value) <= limit
+        else:
+            is_plain = _is_plain(value, limit, is_verbatim)
+        if is_plain and self._redact is None:
             try:
                 text = orjson.dumps(value)
             except Exception:  # noqa: BLE001  half a surrogate pair, a number beyond 64 bits: the careful way takes it
@@ -95,17 +101,20 @@ def _is_plain(value: object, limit: int, is_verbatim: bool) -> bool:
         kind = type(item)
         if kind is str:
             limit -= len(item)
-            if not is_verbatim and item[:1] in _JSON_OPENINGS and redaction.may_name_secret(item):
+            if item[:1] in _JSON_OPENINGS and not is_verbatim and redaction.may_name_secret(item):
                 return False
         elif kind is dict:
             limit -= 4 * len(item)
             if limit < 0:
                 return False
-            for name in item:
-                if type(name) is not str or redaction.is_secret(name):
+            for name, part in item.items():
+                if type(name) is not str or _ends_secret(name[-_LONGEST:]):
                     return False
                 limit -= len(name)
-            waiting += item.values()
+                if type(part) is str and part[:1] not in _JSON_OPENINGS:
+                    limit -= len(part)
+                else:
+                    waiting.append(part)
         elif kind is list or kind is tuple:
             limit -= 2 * len(item)
             if limit < 0:

@@ -12,7 +12,7 @@ from functools import lru_cache
 REDACTED = "[redacted]"
 
 # Of a longer name only the end is looked at: a key may be a whole document.
-_LONGEST = 64
+LONGEST_NAME = 64
 _NAMES = ("api_key", "apikey", "authorization", "password", "token", "secret")
 # Their lengths are bounded, so that no text makes a search take longer than it is long.
 _NAME = r"[\w. -]{0,64}(?:api[_ -]?key|authorization|password|token|secret)"
@@ -33,11 +33,12 @@ def is_secret(name: str) -> bool:
         >>> is_secret("OPENAI-API-KEY"), is_secret("max_tokens")
         (True, False)
     """
-    return _ends_secret(name if len(name) <= _LONGEST else name[-_LONGEST:])
+    return ends_secret(name[-LONGEST_NAME:])
 
 
 @lru_cache(maxsize=4096)
-def _ends_secret(name: str) -> bool:
+def ends_secret(name: str) -> bool:
+    """`is_secret` of a name that is no longer than `LONGEST_NAME`."""
     return name.lower().replace("-", "_").replace(" ", "_").endswith(_NAMES)
 
 

@@ -80,7 +80,7 @@ class Spool:
         self._segment: Path | None = None
         self._size = 0
         self._seen = 0
-        self._unseen = [0, 0]  # spans and records among what was written since the segment was last seen
+        self._seen_counts = (0, 0)  # of spans and records, when the segment was last seen
         self._identity = (0, 0)
         self._has_synced_folder = False
         self._next_look = 0.0
@@ -188,7 +188,6 @@ class Spool:
         whole = rest = b"\n" + data if self._is_torn else data
         length, start = len(whole), self._size
         failure: BaseException | None = None
-        self._is_written = False
         try:
             while rest:
                 rest = rest[os.write(self._descriptor, rest) :]
@@ -203,8 +202,6 @@ class Spool:
             self._is_torn, self._is_written = False, True
             self._spans += spans
             self._records += records
-            self._unseen[0] += spans
-            self._unseen[1] += records
         elif self._size > start:
             self._is_torn = True
         if failure is not None:
@@ -221,7 +218,7 @@ class Spool:
             self._was_closed_under_us()
             return
         if state.st_nlink:
-            self._seen, self._unseen = state.st_size, [0, 0]
+            self._seen, self._seen_counts = state.st_size, (self._spans, self._records)
             return
         unseen = os.pread(self._descriptor, state.st_size - self._seen, self._seen)
         self._forget_segment()
@@ -231,11 +228,9 @@ class Spool:
             self._open_segment()
             self._write(unseen, 0, 0)
         except OSError:
-            spans, records = self._unseen
-            self._spans -= spans
-            self._records -= records
-            self._lost += spans + records
-            self._unseen = [0, 0]
+            written = self._spans + self._records
+            self._spans, self._records = self._seen_counts
+            self._lost += written - self._spans - self._records
             raise
 
     def _state(self) -> os.stat_result | None:
@@ -251,7 +246,8 @@ class Spool:
 
         What was written stands in the file; the number may be another file's by now.
         """
-        self._descriptor, self._segment, self._unseen = -1, None, [0, 0]
+        self._descriptor, self._segment = -1, None
+        self._seen_counts = (self._spans, self._records)
 
     def _open_segment(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -283,7 +279,7 @@ class Spool:
         except OSError as error:
             self._complain(error)  # unlocked, it will be taken for a dead writer's, and read all the same
         self._forget_segment()
-        self._unseen = [0, 0]
+        self._seen_counts = (self._spans, self._records)
 
     def _forget_segment(self) -> None:
         os.close(self._descriptor)
