@@ -14,10 +14,12 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import duckdb
+import numpy as np
 import orjson
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
@@ -30,7 +32,7 @@ from tracetune.tracer import encoding, names
 BAR = 0.60
 RESOURCE = Resource.create()  # a tracer has one, on each of its lines
 SPANS_A_ROLLOUT = 8  # a program, three modules of one call each, and a tool
-WORDS = ("the", "trail", "of", "facts", "goes", "from", "ann", "to", "bob", "and", "carl", "who", "met", "dora")
+POOL_CHARACTERS = 1 << 25
 
 
 def main() -> None:
@@ -216,10 +218,22 @@ def span(
     )
 
 
+@cache
+def pool() -> str:
+    """Words as often as a language has them (the n-th most frequent 1/n as often as the first), in no order."""
+    generator = np.random.default_rng(0)
+    letters = np.array(list("etaoinshrdlucmfwypvbgkjqxz"))
+    frequency = 1 / np.arange(1, 27)
+    lengths = generator.integers(2, 11, size=20_000)
+    words = np.array(["".join(generator.choice(letters, size=size, p=frequency / frequency.sum())) for size in lengths])
+    ranks = (generator.zipf(1.12, size=POOL_CHARACTERS // 5) - 1) % len(words)
+    return " ".join(words[ranks])[:POOL_CHARACTERS]
+
+
 def text(seed: int, size: int) -> str:
-    """About `size` characters that differ from span to span."""
-    words = (WORDS[(seed * 31 + place * place * 7) % len(WORDS)] for place in range(size // 5))
-    return f"{seed} " + " ".join(words)
+    """About `size` characters that differ from span to span, and compress about as English does."""
+    start = seed * 2_654_435_761 % (POOL_CHARACTERS - size)
+    return f"{seed} {pool()[start : start + size]}"
 
 
 def dumps(value: Any) -> str:

@@ -24,6 +24,7 @@ from tracetune.grouping.align import (
     sql_text,
     with_stages,
 )
+from tracetune.grouping.conditions import check_condition
 from tracetune.grouping.credit import call_credits
 from tracetune.grouping.members import members_of
 from tracetune.types import Group, GroupBatch, Grouping, LeftOut
@@ -83,7 +84,7 @@ def aligned(connection: duckdb.DuckDBPyConnection, grouping: Grouping, where: st
     statement = with_stages(calls | groups_sql(grouping), f"FROM {ALIGNED_GROUPS}")
     try:
         if where is not None:
-            _check_condition(connection, where)
+            check_condition(connection, where, "calls")
         if callable(grouping.credit):
             connection.register("call_credits", call_credits(connection, grouping, where))
         connection.execute(f"CREATE OR REPLACE TEMP TABLE {ALIGNED_GROUPS} AS {statement}")
@@ -133,11 +134,3 @@ class LeftOutRows(Sequence[LeftOut]):
 
     def __repr__(self) -> str:
         return f"<{len(self)} left out>"
-
-
-def _check_condition(connection: duckdb.DuckDBPyConnection, where: str) -> None:
-    """Refuse what is not one condition over the columns of `calls`, before anything runs."""
-    statement = f"EXPLAIN SELECT 1 FROM calls WHERE (\n{where}\n)"  # noqa: S608  a condition in SQL is what is asked for
-    if len(connection.extract_statements(statement)) != 1:
-        raise QueryError(f"where={where!r} is not a condition but several statements; pass one condition over calls")
-    connection.execute(statement)

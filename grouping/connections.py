@@ -20,21 +20,30 @@ from tracetune.errors import StoreLocked, StoreNotFound, StoreVersionError
 
 _HOLDER = re.compile(r"Conflicting lock is held in (?P<command>.*?)\s*\(PID (?P<pid>\d+)\)", re.DOTALL)
 _POLL_SECONDS = 0.02
+# The format that new files have: the first that knows zstd, so that every DuckDB since 1.2 can read them.
+STORAGE_VERSION = "v1.2.0"
 _turns: dict[Path, threading.RLock] = {}
 _turns_lock = threading.Lock()
 
 
 @contextmanager
-def connected(path: Path, *, read_only: bool, wait: float) -> Iterator[duckdb.DuckDBPyConnection]:
+def connected(path: Path, *, read_only: bool, wait: float, memory_limit: str) -> Iterator[duckdb.DuckDBPyConnection]:
     """A connection to a store's file, closed at the end of the block.
 
+    Args:
+        path: the file; it is made where it is missing and may be written.
+        read_only: whether to open it for reading alone.
+        wait: seconds to wait for another process that holds it.
+        memory_limit: as DuckDB writes it: "4GB". Beyond it DuckDB works on disk.
+
     Raises:
-        StoreLocked: if another process still holds the file after `wait` seconds.
+        StoreLocked: if another process still holds the file after `wait` seconds, or this one
+            has it open otherwise.
         StoreNotFound: if it is to be read and is not there, or its folder is missing.
         StoreVersionError: if it is not a DuckDB file.
     """
     with _turn(path):
-        connection = _connect(path, read_only=read_only, wait=wait)
+        connection = _connect(path, read_only=read_only, wait=wait, memory_limit=memory_limit)
         try:
             yield connection
         finally:
@@ -46,18 +55,51 @@ def _turn(path: Path) -> threading.RLock:
         return _turns.setdefault(path, threading.RLock())
 
 
-def _connect(path: Path, *, read_only: bool, wait: float) -> duckdb.DuckDBPyConnection:
+def _connect(path: Path, *, read_only: bool, wait: float, memory_limit: str) -> duckdb.DuckDBPyConnection:
     deadline = time.monotonic() + wait
     while True:
         try:
-            return duckdb.connect(path, read_only=read_only)
+            file = _inode(path)
+            if file is None and not read_only:
+                _create(path)
+            connection = duckdb.connect(path, read_only=read_only)
+            if file is not None and file != _inode(path):
+                connection.close()  # a compacted one took its place while it was being opened
+                continue
+            connection.execute("SET memory_limit = ?", [memory_limit])
+            # DuckDB draws one on stdout, among the data, wherever Python has no script: in `python -c`, a notebook.
+            connection.execute("SET enable_progress_bar = false")
+        except duckdb.ConnectionException as error:
+            raise StoreLocked(
+                f"{path} is open in this process, by a duckdb.connect with other settings; close that connection"
+            ) from error
         except duckdb.IOException as error:
             message = str(error)
             if "Could not set lock" not in message:
                 raise _unreadable(path, message) from error
             if time.monotonic() >= deadline:
                 raise StoreLocked(_held(path, message, wait)) from error
-        time.sleep(_POLL_SECONDS)
+            time.sleep(_POLL_SECONDS)
+        else:
+            return connection
+
+
+def _create(path: Path) -> None:
+    """Make an empty file in the format of new stores, which `duckdb.connect` would make in an older one."""
+    with duckdb.connect() as connection:
+        connection.execute(f"ATTACH {quoted(path)} AS created (STORAGE_VERSION '{STORAGE_VERSION}')")
+
+
+def quoted(path: Path) -> str:
+    """A path as a text in SQL."""
+    return "'" + str(path).replace("'", "''") + "'"
+
+
+def _inode(path: Path) -> int | None:
+    try:
+        return path.stat().st_ino
+    except FileNotFoundError:
+        return None
 
 
 def _held(path: Path, message: str, wait: float) -> str:

@@ -1,17 +1,18 @@
-"""From the spool into the store: every pending line once, in one transaction.
+"""From the spool into the store: every pending line once, in transactions of bounded size.
 
-What was read of each segment is remembered in the same transaction as its rows, so a
-process that is killed anywhere leaves either both or neither. A closed segment is
-deleted after the commit. Columns that need more than their own span (dense invocations,
-rewards, which completion a call was) are settled by the `sql/derive_*.sql` files, for
-the rollouts that the new rows touch.
+How far each segment was read is remembered in the transaction of its rows, so a process
+that is killed anywhere leaves either both or neither. A closed segment is deleted after
+its last commit. Rows are added first, and what the store had already is taken out again
+(`duplicates`); then the `sql/derive_*.sql` files settle the columns that need more than
+their own span (dense invocations, rewards, which completion a call was), for the
+rollouts that the new rows touch.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,8 +21,9 @@ import orjson
 import pyarrow as pa
 
 from tracetune.grouping import schema, segments
+from tracetune.grouping.duplicates import remove_repeated, remove_repeated_calls
 from tracetune.grouping.otlp import Decoded, decode
-from tracetune.grouping.plain import PLAIN_TABLES, decode_plain
+from tracetune.grouping.plain import insert_plain
 from tracetune.grouping.records import arrow_table
 from tracetune.grouping.rows import CALLS, FLAG, OTHER_RECORDS, RECORDS, SPANS
 from tracetune.types import Sampling
@@ -29,7 +31,9 @@ from tracetune.types import Sampling
 if TYPE_CHECKING:
     import duckdb
 
-CHUNK_BYTES = 64 * 1024 * 1024
+CHUNK_BYTES = 128 * 1024 * 1024
+# Each transaction looks once through what the store holds already, so it should bring in a good deal.
+TRANSACTION_BYTES = 512 * 1024 * 1024
 _DERIVED = (
     "derive_shadowed.sql",
     "derive_modules.sql",
@@ -38,6 +42,8 @@ _DERIVED = (
     "derive_tokens.sql",
     "derive_rollouts.sql",
 )
+_RECORD_TABLES = (*(record.table for record in RECORDS.values()), OTHER_RECORDS.table)
+_COUNTED = ("spans", "records", "rejected", "repeated", "conflicting")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,65 +67,116 @@ class IngestReport:
     segments: int = 0
 
 
-@dataclass(slots=True)
-class _Touched:
-    """Ids of whatever the new rows say something about."""
-
-    rollout_ids: set[str] = field(default_factory=set)
-    call_ids: set[str] = field(default_factory=set)
-    response_ids: set[str] = field(default_factory=set)
-    superseded_runs: set[str] = field(default_factory=set)
-
-
 def is_pending(connection: duckdb.DuckDBPyConnection, folder: Path) -> bool:
     """Whether the spool holds anything that the store does not."""
     return bool(segments.unread(segments.segments(folder), _bytes_ingested(connection)))
 
 
-def ingest(connection: duckdb.DuckDBPyConnection, folder: Path, *, chunk_bytes: int = CHUNK_BYTES) -> IngestReport:
+def ingest(
+    connection: duckdb.DuckDBPyConnection,
+    folder: Path,
+    *,
+    chunk_bytes: int = CHUNK_BYTES,
+    transaction_bytes: int = TRANSACTION_BYTES,
+) -> IngestReport:
     """Take everything new from a spool into the store that the connection has open for writing.
 
     DuckDB lets one process at a time hold the file, so two that ingest take turns.
     """
     found = segments.segments(folder)
-    pending = segments.unread(found, _bytes_ingested(connection))
-    if not pending:
-        return IngestReport()
+    read = _bytes_ingested(connection)
+    pending = segments.unread(found, read)
+    live_pids = {segment.pid for segment in found if segment.live and segment.pid is not None}
     counts: Counter[str] = Counter()
-    connection.execute("BEGIN")
-    try:
-        touched = _Touched()
-        for segment in pending:
-            counts += _ingest_segment(connection, folder, segment, touched, chunk_bytes)
-        _derive(connection, touched, {segment.pid for segment in found if segment.live and segment.pid is not None})
-    except BaseException:
-        connection.execute("ROLLBACK")
-        raise
-    connection.execute("COMMIT")
+    transaction = _Transaction(connection, folder)
     for segment in pending:
-        if not segment.live:
-            segments.remove(segment)
+        for chunk in segments.chunks(segment, read.get(segment.name, 0), chunk_bytes):
+            if transaction.n_bytes >= transaction_bytes:
+                counts += transaction.commit(live_pids)
+                transaction = _Transaction(connection, folder)
+            transaction.add(chunk)
+        transaction.finished.append(segment)
+    counts += transaction.commit(live_pids)
     return IngestReport(**counts, segments=len(pending))
 
 
-def _ingest_segment(
-    connection: duckdb.DuckDBPyConnection, folder: Path, segment: segments.Segment, touched: _Touched, chunk_bytes: int
-) -> Counter[str]:
-    counts: Counter[str] = Counter()
-    start = end = _bytes_ingested(connection).get(segment.name, 0)
-    for chunk in segments.chunks(segment, start, chunk_bytes):
-        end = chunk.end
-        others = decode_plain(connection, chunk.text, chunk.start)
-        for table, columns in PLAIN_TABLES.items():
-            counts += _insert(connection, table, f"plain_{table}", columns)
-        _note_plain(connection, touched)
-        for decoded, tables in _tables(others):
-            if decoded.rejected:
-                segments.set_aside(folder, [(segment.name, *rejected) for rejected in decoded.rejected])
-                counts["rejected"] += len(decoded.rejected)
-            for name, table in tables.items():
-                counts += _insert_table(connection, name, table)
-            _note(decoded, touched)
+class _Transaction:
+    """What is taken in together.
+
+    Attributes:
+        n_bytes: of the chunks so far.
+        finished: the segments that have been read whole when this is committed.
+    """
+
+    def __init__(self, connection: duckdb.DuckDBPyConnection, folder: Path) -> None:
+        self.n_bytes = 0
+        self.finished: list[segments.Segment] = []
+        self._connection = connection
+        self._folder = folder
+        self._last: dict[str, int] = {}
+        # For each chunk: its segment, where it ends, and how many rows each table got of it.
+        self._stretches: list[tuple[str, int, Counter[str]]] = []
+
+    def add(self, chunk: segments.Chunk) -> None:
+        """Read one chunk into the tables."""
+        self._begin()
+        try:
+            others, inserted = insert_plain(self._connection, chunk.text, chunk.start)
+            for decoded, tables in _tables(others):
+                if decoded.rejected:
+                    name = chunk.segment.name
+                    segments.set_aside(self._folder, [(name, *rejected) for rejected in decoded.rejected])
+                    inserted["rejected"] += len(decoded.rejected)
+                for table, rows in tables.items():
+                    _insert(self._connection, table, rows)
+                    inserted[table] += len(rows)
+        except BaseException:
+            self._connection.execute("ROLLBACK")
+            raise
+        self._stretches.append((chunk.segment.name, chunk.end, inserted))
+        self.n_bytes += chunk.end - chunk.start
+
+    def commit(self, live_pids: set[int]) -> Counter[str]:
+        """Settle what was read, and commit it; gives the counts of an `IngestReport`."""
+        counts: Counter[str] = Counter()
+        done = [segment for segment in self.finished if not segment.live]
+        # A writer that is gone leaves rollouts interrupted, even if it wrote nothing more.
+        if self._stretches or done:
+            self._begin()
+            try:
+                counts = self._settle(live_pids)
+            except BaseException:
+                self._connection.execute("ROLLBACK")
+                raise
+            self._connection.execute("COMMIT")
+        for segment in done:
+            segments.remove(segment)
+        return counts
+
+    def _begin(self) -> None:
+        if not self._last:
+            self._connection.execute("BEGIN")
+            self._last = _last_rows(self._connection)
+
+    def _settle(self, live_pids: set[int]) -> Counter[str]:
+        total: Counter[str] = Counter()
+        by_chunk = [Counter(rejected=inserted["rejected"]) for _, _, inserted in self._stretches]
+        for table in ("spans", *_RECORD_TABLES):
+            inserted = [rows[table] for _, _, rows in self._stretches]
+            if any(inserted):
+                repeated, conflicting = remove_repeated(self._connection, table, self._last[table], inserted)
+                counted = "spans" if table == "spans" else "records"
+                for chunk, added, again, differing in zip(by_chunk, inserted, repeated, conflicting, strict=True):
+                    chunk += Counter({counted: added - again, "repeated": again, "conflicting": differing})
+        remove_repeated_calls(self._connection, self._last["call_rows"])
+        _derive(self._connection, self._last, live_pids)
+        for (segment, end, _), counts in zip(self._stretches, by_chunk, strict=True):
+            _remember(self._connection, segment, end, counts)
+            total += counts
+        return total
+
+
+def _remember(connection: duckdb.DuckDBPyConnection, segment: str, end: int, counts: Counter[str]) -> None:
     connection.execute(
         """
         INSERT INTO segments VALUES (?, ?, ?, ?, ?, ?, ?)
@@ -128,9 +185,17 @@ def _ingest_segment(
             records = records + excluded.records, rejected = rejected + excluded.rejected,
             repeated = repeated + excluded.repeated, conflicting = conflicting + excluded.conflicting
         """,
-        [segment.name, end, *(counts[name] for name in ("spans", "records", "rejected", "repeated", "conflicting"))],
+        [segment, end, *(counts[name] for name in _COUNTED)],
     )
-    return counts
+
+
+def _last_rows(connection: duckdb.DuckDBPyConnection) -> dict[str, int]:
+    """The number of the last row of each table: what is added later comes after it."""
+    each = (
+        f"SELECT '{table}', coalesce(max(rowid), -1) FROM {table}"  # noqa: S608  our own names
+        for table in ("spans", "call_rows", *_RECORD_TABLES)
+    )
+    return dict(connection.execute(" UNION ALL ".join(each)).fetchall())
 
 
 def _tables(lines: Sequence[tuple[int, bytes]]) -> list[tuple[Decoded, dict[str, Any]]]:
@@ -158,76 +223,26 @@ def _arrow(decoded: Decoded) -> dict[str, Any]:
     return {name: table for name, table in tables.items() if len(table)}
 
 
-def _insert_table(connection: duckdb.DuckDBPyConnection, name: str, table: Any) -> Counter[str]:
-    connection.register("new_rows", table)
+def _insert(connection: duckdb.DuckDBPyConnection, table: str, rows: Any) -> None:
+    connection.register("new_rows", rows)
     # A batch's members are rows of their own.
-    counts = _insert(connection, name, "new_rows", [column for column in table.schema.names if column != "members"])
-    if name == "batches":
+    columns = ", ".join(column for column in rows.schema.names if column != "members")
+    derived = ", md5_number(record_id) AS completion_key" if table == "completions" else ""
+    connection.execute(f"INSERT INTO {table} BY NAME SELECT {columns}{derived} FROM new_rows")  # noqa: S608  our own names
+    if table == "batches":
         connection.execute(schema.script("insert_batch_members.sql"))
     connection.unregister("new_rows")
-    return counts
 
 
-def _insert(connection: duckdb.DuckDBPyConnection, table: str, source: str, columns: Sequence[str]) -> Counter[str]:
-    """Insert the rows of `source` that the table does not hold; a call is there once even if its span is not."""
-    ids = {"spans": "trace_id, span_id", "call_rows": "call_id"}.get(table, "record_id")
-    names = ", ".join(columns)
-    derived = ", md5_number(record_id) AS completion_key" if table == "completions" else ""
-    rows, new_ids = _one(
-        connection,
-        f"""
-        SELECT (SELECT count(*) FROM {source}),
-               (SELECT count(*) FROM (SELECT DISTINCT {ids} FROM {source}) ANTI JOIN {table} USING ({ids}))
-        """,  # noqa: S608  our own names
-    )
-    if new_ids < rows and table == "call_rows":
-        source = f"(SELECT DISTINCT ON (call_id) * FROM {source} ANTI JOIN call_rows USING (call_id) ORDER BY ALL)"  # noqa: S608
-    elif new_ids < rows:
-        source = f"(SELECT {names} FROM {source} EXCEPT SELECT {names} FROM {table})"  # noqa: S608
-    (inserted,) = _one(connection, f"INSERT INTO {table} BY NAME SELECT {names}{derived} FROM {source}")  # noqa: S608
-    if table == "call_rows":  # counted as spans
-        return Counter()
-    counted = "spans" if table == "spans" else "records"
-    return Counter({counted: inserted, "repeated": rows - inserted, "conflicting": inserted - new_ids})
-
-
-def _note_plain(connection: duckdb.DuckDBPyConnection, touched: _Touched) -> None:
-    ids = connection.execute(schema.script("decode_touched.sql")).fetchall()
-    touched.rollout_ids.update(rollout_id for rollout_id, _ in ids)
-    touched.call_ids.update(call_id for _, call_id in ids)
-
-
-def _note(decoded: Decoded, touched: _Touched) -> None:
-    rollout = SPANS.get_field_index("rollout_id")
-    touched.rollout_ids.update(row[rollout] for row in decoded.spans)
-    for record in RECORDS.values():
-        names = record.schema.names
-        for column, ids in (
-            ("rollout_id", touched.rollout_ids),
-            ("call_id", touched.call_ids),
-            ("response_id", touched.response_ids),
-        ):
-            if column in names:
-                ids.update(row[names.index(column)] for row in decoded.records.get(record.table, ()))
-    touched.superseded_runs.update(row[2] for row in decoded.records.get("supersedes", ()))
-
-
-def _derive(connection: duckdb.DuckDBPyConnection, touched: _Touched, live_pids: set[int]) -> None:
-    ids = {
-        "new_rollout_ids": touched.rollout_ids,
-        "new_call_ids": touched.call_ids,
-        "new_response_ids": touched.response_ids,
-        "new_superseded_runs": touched.superseded_runs,
-    }
-    for name, values in ids.items():
-        connection.register(name, pa.table({"id": pa.array(sorted(values - {None}), type=pa.string())}))
+def _derive(connection: duckdb.DuckDBPyConnection, last: dict[str, int], live_pids: set[int]) -> None:
+    for table, row in last.items():
+        connection.execute(f"SET VARIABLE last_{table} = {row}")
     connection.register("live_pids", pa.table({"pid": pa.array(sorted(live_pids), type=pa.int64())}))
     connection.execute(schema.script("derive_touched.sql"))
     for name in _DERIVED:
         connection.execute(schema.script(name))
     connection.execute("DROP TABLE touched")
-    for name in (*ids, "live_pids"):
-        connection.unregister(name)
+    connection.unregister("live_pids")
 
 
 def _with_policy_flags(completions: Any) -> Any:
@@ -246,9 +261,3 @@ def _is_on_policy(sampling: str | None) -> bool:
 
 def _bytes_ingested(connection: duckdb.DuckDBPyConnection) -> dict[str, int]:
     return dict(connection.execute("SELECT name, bytes_ingested FROM segments").fetchall())
-
-
-def _one(connection: duckdb.DuckDBPyConnection, query: str) -> tuple[Any, ...]:
-    row = connection.execute(query).fetchone()
-    assert row is not None
-    return row

@@ -139,7 +139,8 @@ def _decode_span(span: dict[str, Any], resource: dict[str, Any] | None, scope: s
     unordered, late, truncated = take(names.UNORDERED, None), take(names.LATE, None), take(names.TRUNCATED, None)
     status = take(names.STATUS, None) or ("error" if _failed(span.get("status")) else "ok")
     request_model, response_model = take(names.REQUEST_MODEL, None), take(names.RESPONSE_MODEL, None)
-    response_id = take(names.RESPONSE_ID, None)
+    response_id, provider = take(names.RESPONSE_ID, None), take(names.PROVIDER, None)
+    input_tokens, output_tokens = take(names.INPUT_TOKENS, None), take(names.OUTPUT_TOKENS, None)
     if kind == "lm":
         lm_parent = take(names.LM_PARENT, None)
         call_kind = take(names.CALL_KIND, None) or "call"
@@ -170,12 +171,15 @@ def _decode_span(span: dict[str, Any], resource: dict[str, Any] | None, scope: s
                     duration_ms,
                     status,
                     request_model or response_model,
+                    provider,
                     policy_version,
                     response_id,
                     messages,
                     completion,
                     finish_reason,
                     sampling,
+                    input_tokens if choice == 0 else None,
+                    output_tokens if choice == 0 else None,
                     bool(unordered),
                     bool(truncated),
                     bool(late),
@@ -183,8 +187,6 @@ def _decode_span(span: dict[str, Any], resource: dict[str, Any] | None, scope: s
             )
     error_type = take(names.ERROR_TYPE, None)
     recorded_input, recorded_output = take(names.INPUT, None), take(names.OUTPUT, None)
-    provider = take(names.PROVIDER, None)
-    input_tokens, output_tokens = take(names.INPUT_TOKENS, None), take(names.OUTPUT_TOKENS, None)
     choice_count, events = take(names.CHOICE_COUNT, None), span.get("events")
     if not span.keys() <= _SPAN_FIELDS:
         attributes.update((f"otlp.{name}", span[name]) for name in span.keys() - _SPAN_FIELDS)

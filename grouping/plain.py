@@ -1,34 +1,27 @@
 """The quick way into the store for the tracer's own lines: DuckDB reads them itself.
 
 Nearly every line is one span of ours whose attributes all have a column and whose
-messages are plain text, or a record that every rollout has. A process begins all its
-lines alike, so what stands around the span or record is only compared, and DuckDB reads
-the rest: `sql/decode_spans.sql` turns it into rows on every core, several times faster
-than Python can. Whatever it does not take, `otlp.decode` does.
+messages are plain text, or a record that every rollout has. DuckDB reads those on every
+core, straight into the tables, several times faster than Python can. Only calls stop on
+the way, in a temporary table, because each becomes rows of two tables. Whatever is not
+plain, `otlp.decode` reads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from functools import cache
-from string import Template
 from typing import TYPE_CHECKING, Any
 
-import orjson
-import pyarrow as pa
-import pyarrow.compute as pc
-
 from tracetune.grouping import schema
-from tracetune.grouping.plain_records import PLAIN_RECORDS, decode_plain_records
-from tracetune.grouping.rows import CALLS, RECORDS, SPANS
-from tracetune.tracer import encoding, names
+from tracetune.grouping.plain_lines import PlainLines
+from tracetune.grouping.plain_records import PLAIN_RECORDS, records_sql
+from tracetune.grouping.rows import RECORDS, SPANS
+from tracetune.tracer import names
 
 if TYPE_CHECKING:
     import duckdb
-
-# DuckDB reads each batch on one thread.
-_BATCH_LINES = 2048
-_LINES = pa.schema([("number", pa.uint64()), ("line", pa.string())])
 
 _TEXTS = {
     "kind": names.KIND,
@@ -93,102 +86,80 @@ _SPAN = (
     f'"attributes": [{{"key": "VARCHAR", "value": {_VALUE}}}], "events": "VARCHAR", "links": "JSON", '
     '"status": {"code": "VARCHAR", "message": "VARCHAR"}}'
 )
-# What stands around the one span, or the one record, of a line.
-_SPAN_OPENING_END = f'"scope":{{"name":"{encoding.SCOPE_NAME}"}},"spans":['.encode()
-_RECORD_OPENING = b"".join(encoding.record_line("", {}, {}, 0).partition(b'"logRecords":[')[:2])
-_CLOSING = b"]}]}]}"
-
-# The tables whose rows come this way, with their columns; what was read of a text is in `plain_<table>`.
-PLAIN_TABLES = {
-    "spans": SPANS.names,
-    "call_rows": CALLS.names,
-    **{RECORDS[event].table: RECORDS[event].schema.names for event in PLAIN_RECORDS},
-}
-
-_TAKEN = " UNION ALL ".join(f"SELECT number FROM plain_{table}" for table in PLAIN_TABLES if table != "call_rows")  # noqa: S608  our own names
 
 
-def decode_plain(
+def insert_plain(
     connection: duckdb.DuckDBPyConnection, text: bytes | memoryview, start: int = 0
-) -> list[tuple[int, bytes]]:
-    """Read the plain lines into a temporary `plain_<table>` for each of `PLAIN_TABLES`.
+) -> tuple[list[tuple[int, bytes]], Counter[str]]:
+    """Read the plain lines into `spans`, `call_rows` and the tables of `PLAIN_RECORDS`.
 
     Args:
-        connection: where the tables are to be.
+        connection: has the tables.
         text: whole lines.
         start: the offset of the text in its segment.
 
     Returns:
-        The other lines, with their offsets.
+        The other lines, with their offsets; and how many rows were added to each table.
     """
-    ends = pa.array([0, len(text)], pa.int32()).buffers()[1]
-    whole = pa.BinaryArray.from_buffers(pa.binary(), 1, [None, ends, pa.py_buffer(text)])
-    lines = pc.split_pattern(whole, b"\n").values
-    opening, resource = _span_opening(lines)
-    connection.register("lines", pa.RecordBatchReader.from_batches(_LINES, _batches(lines, opening)))
-    connection.execute(_decode_sql(), {"resource": resource})
-    connection.execute(schema.script("decode_calls.sql"))
-    connection.register("lines", pa.RecordBatchReader.from_batches(_LINES, _batches(lines, _RECORD_OPENING)))
-    decode_plain_records(connection)
+    lines = PlainLines(text)
+    inserted: Counter[str] = Counter()
+    if len(lines.spans):
+        inserted["spans"] = _insert_spans(connection, lines)
+    for event_name in PLAIN_RECORDS:
+        table, columns = RECORDS[event_name].table, RECORDS[event_name].schema.names
+        if len(rows := lines.records(event_name)):
+            connection.register("lines", rows)
+            inserted[table] = _insert(connection, table, columns, records_sql(event_name))
+            lines.take(rows)
+            if inserted[table] < len(rows):
+                lines.leave(_not_plain(connection, records_sql(event_name)))
     connection.unregister("lines")
-    numbers = connection.execute(_TAKEN).to_arrow_table()["number"]
-    is_other = pc.invert(pc.is_in(pa.array(range(len(lines)), pa.uint64()), numbers))
-    lengths = pc.binary_length(lines)
-    offsets = pc.subtract(pc.cumulative_sum(pc.add(lengths, 1)), lengths).filter(is_other)
-    return [
-        (start + offset - 1, line)
-        for offset, line in zip(offsets.to_pylist(), lines.filter(is_other).to_pylist(), strict=True)
-        if line
-    ]
+    return lines.others(start), inserted
 
 
-def _span_opening(lines: Any) -> tuple[bytes, str | None]:
-    """What stands before the span in the lines of a segment, and the resource in it.
-
-    One process has one resource, so this is read once, of its first span, and only
-    compared on the others.
-    """
-    for line in lines:
-        before, end, _ = line.as_py().partition(_SPAN_OPENING_END)
-        try:
-            document = orjson.loads(before + end + _CLOSING)
-        except orjson.JSONDecodeError:
-            continue
-        match document:
-            case {"resourceSpans": [{"scopeSpans": [{"spans": []}]} as only], **others} if not others:
-                resource = only.get("resource")
-                return before + end, orjson.dumps(resource).decode() if resource else None
-    return _SPAN_OPENING_END, None  # with which no document begins
+def _insert_spans(connection: duckdb.DuckDBPyConnection, lines: PlainLines) -> int:
+    """Insert the spans among the lines, and the calls; give how many spans there were."""
+    connection.register("lines", lines.spans)
+    parameters = {"resource": lines.resource}
+    connection.execute(_calls_sql(), parameters)
+    n_calls = _insert(connection, "spans", SPANS.names, "FROM plain_calls")
+    connection.execute(schema.script("insert_plain_calls.sql"))
+    n_others = _insert(connection, "spans", SPANS.names, _spans_sql(is_lm=False), parameters)
+    lines.take(lines.spans)
+    if n_calls + n_others < len(lines.spans):
+        lines.leave(_not_plain(connection, "FROM plain_calls"))
+        lines.leave(_not_plain(connection, _spans_sql(is_lm=False), parameters))
+    connection.execute("DROP TABLE plain_calls")
+    return n_calls + n_others
 
 
-def _batches(lines: Any, opening: bytes) -> Iterator[Any]:
-    """What stands between that opening and the closing of a line, with the line's number."""
-    for first in range(0, len(lines), _BATCH_LINES):
-        batch = lines.slice(first, _BATCH_LINES)
-        is_such = pc.and_(pc.starts_with(batch, opening), pc.ends_with(batch, _CLOSING))
-        numbers = pc.add(pc.indices_nonzero(is_such), pa.scalar(first, pa.uint64()))
-        texts = _texts(pc.binary_slice(batch.filter(is_such), len(opening), -len(_CLOSING)))
-        yield pa.record_batch([numbers, texts], schema=_LINES)
+def _insert(
+    connection: duckdb.DuckDBPyConnection,
+    table: str,
+    columns: Sequence[str],
+    select: str,
+    parameters: Mapping[str, Any] | None = None,
+) -> int:
+    """Insert what a SELECT finds plain, and give how many rows that was."""
+    insert = f"INSERT INTO {table} BY NAME SELECT {', '.join(columns)} FROM ({select}) WHERE is_plain"  # noqa: S608  our own names
+    answer = connection.execute(insert, parameters).fetchone()
+    assert answer is not None
+    return int(answer[0])
 
 
-def _texts(lines: Any) -> Any:
-    """The lines as texts; one that is not UTF-8 is empty there."""
-    try:
-        return lines.cast(pa.string())
-    except pa.ArrowInvalid:
-        return pa.array([line.decode() if _is_utf8(line) else "" for line in lines.to_pylist()], type=pa.string())
-
-
-def _is_utf8(line: bytes) -> bool:
-    try:
-        line.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
+def _not_plain(connection: duckdb.DuckDBPyConnection, select: str, parameters: Mapping[str, Any] | None = None) -> Any:
+    """The numbers of the lines that it does not."""
+    left = f"SELECT number FROM ({select}) WHERE NOT is_plain"  # noqa: S608  our own names
+    return connection.execute(left, parameters).fetchnumpy()["number"]
 
 
 @cache
-def _decode_sql() -> str:
+def _calls_sql() -> str:
+    return schema.template("decode_calls.sql").substitute(spans=_spans_sql(is_lm=True))
+
+
+@cache
+def _spans_sql(*, is_lm: bool) -> str:
     values = {
         **{column: f"texts[{_place(name)}]" for column, name in _TEXTS.items()},
         **{column: f"wholes[{_place(name)}]" for column, name in _WHOLES.items()},
@@ -199,12 +170,16 @@ def _decode_sql() -> str:
             for column, name in _LISTS.items()
         },
     }
-    for column in _OF_CALLS:
-        values[column] = f"CASE WHEN {values['kind']} = 'lm' THEN {values[column]} END"
-    return Template(schema.script("decode_spans.sql")).substitute(
+    taken = values.keys() - (set() if is_lm else _OF_CALLS)
+    return schema.template("decode_spans.sql").substitute(
         shape=_SPAN,
-        columns=",\n           ".join(f"{value} AS {column}" for column, value in values.items()),
-        n_taken=" + ".join(f"({column} IS NOT NULL)::INTEGER" for column in values),
+        is_lm=str(is_lm).lower(),
+        # Inside of a text the quotes would be escaped, so this stands nowhere else in a line.
+        lm_mark=f'{{"key":"{names.KIND}","value":{{"stringValue":"lm"}}}}',
+        columns=",\n           ".join(
+            f"{value if column in taken else 'NULL'} AS {column}" for column, value in values.items()
+        ),
+        n_taken=" + ".join(f"({column} IS NOT NULL)::INTEGER" for column in values if column in taken),
     )
 
 

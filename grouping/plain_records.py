@@ -7,15 +7,10 @@ texts and numbers. Completions and what a run writes once a step go through `rec
 from __future__ import annotations
 
 from functools import cache
-from string import Template
-from typing import TYPE_CHECKING
 
 from tracetune.grouping import schema
 from tracetune.grouping.rows import REAL, RECORDS, TEXT, WHOLE, Column
 from tracetune.tracer import names
-
-if TYPE_CHECKING:
-    import duckdb
 
 PLAIN_RECORDS = (names.RECORD_ROLLOUT, names.RECORD_ROLLOUT_CLOSED, names.RECORD_SCORE)
 
@@ -28,58 +23,49 @@ _JSON_TYPES = {
     WHOLE: ("BIGINT", "UBIGINT", "NULL"),
     REAL: ("DOUBLE", "BIGINT", "UBIGINT", "NULL"),
 }
-_FIELDS = {column.field or column.name: column for event in PLAIN_RECORDS for column in RECORDS[event].columns}
-# Where a field's type is found, counted from 1.
-_PLACES = {field: place for place, field in enumerate(_FIELDS, 1)}
-
-
-def decode_plain_records(connection: duckdb.DuckDBPyConnection) -> None:
-    """Read the plain ones among `lines` into a temporary `plain_<table>` for each of `PLAIN_RECORDS`."""
-    connection.execute(_records_sql())
-    for event_name in PLAIN_RECORDS:
-        connection.execute(_table_sql(event_name))
 
 
 @cache
-def _records_sql() -> str:
-    shapes = [f'"{field}": "{"JSON" if column.json else _SHAPES[column.type]}"' for field, column in _FIELDS.items()]
-    return Template(schema.script("decode_records.sql")).substitute(
-        shape="{" + ", ".join(shapes) + "}", paths=[f"/{field}" for field in _FIELDS]
-    )
-
-
-@cache
-def _table_sql(event_name: str) -> str:
+def records_sql(event_name: str) -> str:
+    """The SELECT that reads `lines` as records of one of `PLAIN_RECORDS`: the columns of its table, and `is_plain`."""
     known = RECORDS[event_name]
     fields = {column.field or column.name: column for column in known.columns}
-    return Template(schema.script("decode_record_table.sql")).substitute(
+    # Where a field's type is found, counted from 1.
+    places = {field: place for place, field in enumerate(fields, 1)}
+    shapes = [f'"{field}": "{"JSON" if column.json else _SHAPES[column.type]}"' for field, column in fields.items()]
+    values = {field: _value(field, column, places[field]) for field, column in fields.items()}
+    return schema.template("decode_records.sql").substitute(
         table=known.table,
         event=event_name,
         record_id=names.RECORD_ID,
-        columns=",\n       ".join(f"{_value(field, column)} AS {column.name}" for field, column in fields.items()),
+        shape="{" + ", ".join(shapes) + "}",
+        paths=[f"/{field}" for field in fields],
+        columns=",\n       ".join(f"{values[field]} AS {column.name}" for field, column in fields.items()),
         scope=[names.RECORD_ID, *_SCOPE],
         taken=(names.RECORD_ID, *(f"{_SCOPE_PREFIX}{field}" for field in fields)),
-        n_taken=" + ".join(f"(types[{_PLACES[field]}] IS NOT NULL)::INTEGER" for field in fields),
-        is_plain="\n  AND ".join(_is_plain(field, column) for field, column in fields.items()),
+        n_taken=" + ".join(f"(types[{place}] IS NOT NULL)::INTEGER" for place in places.values()),
+        is_plain="\n           AND ".join(
+            _is_plain(field, column, places[field], values[field]) for field, column in fields.items()
+        ),
     )
 
 
-def _value(field: str, column: Column) -> str:
+def _value(field: str, column: Column, place: int) -> str:
     body = f"nullif(fields.{field}, 'null')" if column.json else f"fields.{field}"
     if not _is_scope(field):
         return body
     # What the body says counts, even null.
-    return f"CASE WHEN types[{_PLACES[field]}] IS NULL THEN {_attribute(field, column)} ELSE {body} END"
+    return f"CASE WHEN types[{place}] IS NULL THEN {_attribute(field, column)} ELSE {body} END"
 
 
-def _is_plain(field: str, column: Column) -> str:
-    conditions = [] if column.json else [f"coalesce(types[{_PLACES[field]}] IN {_JSON_TYPES[column.type]}, true)"]
+def _is_plain(field: str, column: Column, place: int, value: str) -> str:
+    conditions = [] if column.json else [f"coalesce(types[{place}] IN {_JSON_TYPES[column.type]}, true)"]
     if _is_scope(field):
         conditions.append(
             f"(NOT list_contains(names, '{_SCOPE_PREFIX}{field}') OR {_attribute(field, column)} IS NOT NULL)"
         )
     if column.required:
-        conditions.append(f"({_value(field, column)}) IS NOT NULL")
+        conditions.append(f"({value}) IS NOT NULL")
     return " AND ".join(conditions) or "true"
 
 

@@ -11,6 +11,7 @@ import hashlib
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
+from string import Template
 from typing import TYPE_CHECKING
 
 from tracetune.errors import StoreVersionError
@@ -32,6 +33,9 @@ def is_current(connection: duckdb.DuckDBPyConnection, path: Path) -> bool:
 
 def prepare(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
     """Bring a store's tables and views up to this version, in one transaction.
+
+    A file in a format that does not know zstd keeps its texts uncompressed until it is
+    written anew; `has_old_format` tells.
 
     Raises:
         StoreVersionError: if the file is not a tracetune store, or a newer one.
@@ -59,10 +63,24 @@ def prepare(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
     connection.execute("COMMIT")
 
 
+def has_old_format(connection: duckdb.DuckDBPyConnection) -> bool:
+    """Whether the file was made in a format older than the one that new stores have."""
+    row = connection.execute(
+        "SELECT tags['storage_version'] FROM duckdb_databases() WHERE database_name = current_database()"
+    ).fetchone()
+    return row is not None and row[0] in ("v1.0.0+", "v1.1.0+")
+
+
 @cache
 def script(name: str) -> str:
     """The text of one of our SQL files."""
     return (files("tracetune.grouping") / "sql" / name).read_text()
+
+
+@cache
+def template(name: str) -> Template:
+    """One of our SQL files that has `$placeholders`."""
+    return Template(script(name))
 
 
 @cache

@@ -11,13 +11,16 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+import sys
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 import orjson
 
+_MADV_POPULATE_READ = 22  # the mmap module of Python 3.11 does not name it
 _OPEN_SUFFIX = ".open.jsonl"
 _SUFFIX = ".jsonl"
 _REJECTED = "rejected.jsonl"
@@ -92,6 +95,7 @@ def chunks(segment: Segment, start: int, chunk_bytes: int) -> Iterator[Chunk]:
         text = mmap.mmap(file.fileno(), segment.size, access=mmap.ACCESS_READ)
     last = segment.size if not segment.live else text.rfind(b"\n", start) + 1
     while start < last:
+        _read_ahead(text, start, min(start + chunk_bytes, last))
         end = text.rfind(b"\n", start, start + chunk_bytes) + 1 or text.find(b"\n", start) + 1 or last
         if start + chunk_bytes >= last:
             end = last
@@ -139,6 +143,15 @@ def _opened(segment: Segment) -> BinaryIO:
         return segment.path.open("rb")
     except FileNotFoundError:  # its writer closed it since it was listed
         return segment.path.with_name(segment.name + _SUFFIX).open("rb")
+
+
+def _read_ahead(text: mmap.mmap, start: int, end: int) -> None:
+    """Have the system map those bytes at once, which is far quicker than page by page as they are touched."""
+    if sys.platform == "linux":
+        first = start - start % mmap.PAGESIZE
+        # A system that does not know this advice maps them page by page.
+        with suppress(OSError):
+            text.madvise(_MADV_POPULATE_READ, first, end - first)
 
 
 def _is_locked(path: Path) -> bool:

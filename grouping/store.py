@@ -7,6 +7,7 @@ it again, so what was recorded a moment ago is there and other processes have th
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -17,8 +18,11 @@ import duckdb
 from tracetune.errors import InvalidInput, QueryError, StoreError, StoreNotFound, UnknownId
 from tracetune.grouping import ingest, schema, segments
 from tracetune.grouping.batches import group_batch
+from tracetune.grouping.compacting import compact
 from tracetune.grouping.connections import connected
+from tracetune.grouping.deleting import delete_rollouts
 from tracetune.grouping.ingest import IngestReport
+from tracetune.grouping.parquet import write_parquet
 from tracetune.grouping.programmatic import RolloutRow, write_rollouts
 from tracetune.grouping.results import Result
 from tracetune.grouping.scores import score_rows
@@ -38,8 +42,11 @@ class Store:
         wait: seconds to wait for another process that holds the file.
         read_only: refuse everything that would change what is recorded. Traces that wait
             in the spool are taken in all the same, where the file may be written.
+        memory_limit: what DuckDB may use, as it writes it; beyond that it works on disk, in
+            `<path>.tmp`.
 
     Raises:
+        InvalidInput: if the memory limit is no size.
         StoreNotFound: if it is to be read only and there is neither a store nor a spool,
             or its folder is missing.
         StoreVersionError: if the file is not a tracetune store, or a newer one.
@@ -52,10 +59,18 @@ class Store:
         [{'module': 'hop', 'reward': 0.5}]
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, wait: float = 10.0, read_only: bool = False) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        wait: float = 10.0,
+        read_only: bool = False,
+        memory_limit: str = "4GB",
+    ) -> None:
         self.path = Path(path).absolute()
         self.read_only = read_only
         self._wait = wait
+        self._memory_limit = _checked_limit(memory_limit)
         self._spool_folder = spool_folder(self.path)
         if read_only and not self.path.exists() and not self._spool_folder.exists():
             raise StoreNotFound(f"there is no store at {path}; record into it first, or give another path")
@@ -211,6 +226,85 @@ class Store:
         with self._connected(read_only=True) as connection:
             return group_batch(connection, grouping or Grouping(), where)
 
+    def delete(self, where: str) -> int:
+        """Delete rollouts with everything that was recorded of them: calls, spans, tokens and scores.
+
+        Traces that are no rollouts go as well where the condition holds of them. What batches
+        keep (ids and rewards of what was trained on) stays. The file grows no smaller by it:
+        the space is used again, or given back by `compact`.
+
+        Args:
+            where: a condition in SQL over the columns of `rollouts`; "true" deletes all.
+
+        Returns:
+            How many were deleted.
+
+        Raises:
+            QueryError: if DuckDB refuses the condition.
+
+        Example:
+            >>> store = Store("deleted.duckdb")
+            >>> ids = store.add_rollouts([{"run": "try-1"}, {"run": "try-2"}])
+            >>> store.delete("run = 'try-1'")
+            1
+        """
+        self._refuse_if_read_only("delete")
+        self.ingest()
+        with self._connected(read_only=False) as connection:
+            try:
+                return delete_rollouts(connection, where)
+            except duckdb.Error as error:
+                raise QueryError(f"nothing was deleted with where={where!r}: {_reason(error)}") from error
+
+    def compact(self) -> int:
+        """Write the file anew without the space of what was deleted; nothing else can use it meanwhile.
+
+        The new file takes the old one's place at once when it is whole; the disk must have
+        room for both.
+
+        Returns:
+            How many bytes smaller it is than before.
+
+        Raises:
+            StoreError: if there is no room for the copy; the file is as it was.
+        """
+        self._refuse_if_read_only("compact")
+        self.ingest()
+        before = self.path.stat().st_size
+        with self._connected(read_only=False) as connection:
+            self._compact(connection)
+        return before - self.path.stat().st_size
+
+    def export_parquet(self, folder: str | os.PathLike[str], where: str | None = None) -> dict[str, int]:
+        """Write rollouts, calls, spans and scores as Parquet files, in folders by run and day.
+
+        Args:
+            folder: a new or an empty one; it gets `rollouts/run=…/day=…/*.parquet`, and so on.
+            where: a condition in SQL over the columns of `rollouts`.
+
+        Returns:
+            How many rows each of the four has.
+
+        Raises:
+            InvalidInput: if the folder holds something.
+            QueryError: if DuckDB refuses the condition.
+            StoreError: if the files cannot be written.
+        """
+        self.ingest()
+        with self._connected(read_only=True) as connection:
+            try:
+                return write_parquet(connection, Path(folder), where)
+            except (duckdb.IOException, OSError) as error:
+                raise StoreError(f"{folder} cannot be written ({error}); name another folder") from error
+            except duckdb.Error as error:
+                raise QueryError(f"nothing was exported with where={where!r}: {_reason(error)}") from error
+
+    def _compact(self, connection: DuckDBPyConnection) -> None:
+        try:
+            compact(connection, self.path)
+        except (duckdb.Error, OSError) as error:
+            raise StoreError(f"{self.path} could not be compacted ({error}); free the disk: it is as it was") from error
+
     def _prepare(self) -> None:
         if self.path.exists():
             with self._connected(read_only=True) as connection:
@@ -218,9 +312,11 @@ class Store:
                     return
         with self._connected(read_only=False) as connection:
             schema.prepare(connection, self.path)
+            if schema.has_old_format(connection):
+                self._compact(connection)
 
     def _connected(self, *, read_only: bool) -> AbstractContextManager[DuckDBPyConnection]:
-        return connected(self.path, read_only=read_only, wait=self._wait)
+        return connected(self.path, read_only=read_only, wait=self._wait, memory_limit=self._memory_limit)
 
     @contextmanager
     def _spool(self) -> Iterator[Spool]:
@@ -249,6 +345,12 @@ class Store:
         if missing:
             more = f" (nor {len(missing) - 1} others)" if len(missing) > 1 else ""
             raise UnknownId(f"{self.path} has no {what} {missing[0]['id']!r}{more}; see {known}")
+
+
+def _checked_limit(memory_limit: str) -> str:
+    if not re.fullmatch(r"\s*\d+(\.\d+)?\s*[KMGT]i?B\s*", str(memory_limit), re.IGNORECASE):
+        raise InvalidInput(f"memory_limit is a size such as '4GB' or '512MiB', not {memory_limit!r:.40}")
+    return memory_limit
 
 
 def _reason(error: duckdb.Error) -> str:

@@ -1,20 +1,42 @@
--- In: plain_spans
--- Out: plain_spans without the lines that were not plain; plain_call_rows, one row a choice of an
---      LM span, with the columns of `call_rows` that a span alone can tell
-DELETE FROM plain_spans WHERE NOT is_plain;
-
-CREATE OR REPLACE TEMP VIEW plain_call_rows AS
-SELECT number, span_id || CASE WHEN choice = 0 THEN '' ELSE '.' || choice END AS call_id,
-       span_id, lm_parent, rollout_id, run, split, step, example_id, module, coalesce(key, '') AS key, execution,
-       recorded_invocation, recorded_turn, coalesce(recorded_invocation, 0) AS invocation,
-       coalesce(recorded_turn, 0) AS turn, choice, call_kind AS kind, started_at,
-       (epoch_ns(ended_at) - epoch_ns(started_at)) / 1e6 AS duration_ms, status,
-       coalesce(nullif(request_model, ''), response_model) AS model, policy_version, response_id, messages,
-       completions[choice + 1] AS completion, finish_reasons[choice + 1] AS finish_reason, sampling,
-       coalesce(unordered, false) AS unordered, coalesce(len(truncated), 0) > 0 AS truncated,
-       coalesce(late, false) AS late
-FROM (
-    SELECT *, unnest(range(greatest(len(completions), 1))) AS choice
-    FROM plain_spans
-    WHERE kind = 'lm'
-);
+-- In: the spans of LM calls in `lines` as `decode_spans.sql` reads them
+-- Out: plain_calls(number, the columns of `spans`; messages, completions and finish_reasons in their
+--      order, and what else a call needs; is_plain)
+CREATE OR REPLACE TEMP TABLE plain_calls AS
+WITH lm_spans AS (
+    $spans
+),
+read AS (
+    SELECT *,
+           try(from_json(input_messages, '[{
+               "role": "VARCHAR", "parts": [{"type": "VARCHAR", "content": "VARCHAR"}]
+           }]')) AS asked,
+           try(from_json(output_messages, '[{
+               "role": "VARCHAR", "parts": [{"type": "VARCHAR", "content": "VARCHAR"}], "finish_reason": "VARCHAR"
+           }]')) AS answered
+    FROM lm_spans
+)
+SELECT * EXCLUDE (
+           input_messages, output_messages, asked, answered, temperature, top_p, top_k, max_tokens, seed, stop
+       ) REPLACE (
+           list_transform(answered, lambda message, place: coalesce(
+               nullif(message.finish_reason, ''), nullif(finish_reasons[place], '')
+           )) AS finish_reasons,
+           is_plain AND coalesce(
+               (len(answered) > 0 OR finish_reasons IS NULL)
+               -- Texts and nothing but texts: written again they are what was recorded.
+               AND to_json(asked)::VARCHAR IS NOT DISTINCT FROM input_messages
+               AND to_json(answered)::VARCHAR IS NOT DISTINCT FROM output_messages
+               AND coalesce(len(list_filter(asked, lambda message: len(message.parts) <> 1 OR message.parts[1].type <> 'text')), 0) = 0
+               AND coalesce(len(list_filter(answered, lambda message: len(message.parts) <> 1 OR message.parts[1].type <> 'text')), 0) = 0,
+               false
+           ) AS is_plain
+       ),
+       to_json(list_transform(asked, lambda message: {
+           'role': message.role, 'content': message.parts[1].content
+       }))::VARCHAR AS messages,
+       list_transform(answered, lambda message: message.parts[1].content) AS completions,
+       nullif('{' || concat_ws(
+           ',', '"temperature":' || to_json(temperature), '"top_p":' || to_json(top_p), '"top_k":' || top_k,
+           '"max_tokens":' || max_tokens, '"seed":' || seed, '"stop":' || to_json(stop)
+       ) || '}', '{}') AS sampling
+FROM read;

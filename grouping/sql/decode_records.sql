@@ -1,22 +1,40 @@
 -- The quick way for the records that every rollout has: a body whose fields all have a column, of
 -- the column's own type, and scope attributes beside it. Every other record is left to the
 -- decoder in Python, which means the same by them; a test holds the two against each other.
--- In: lines(number, line), where a line is the log record alone
--- Out: plain_records(number, event_name, recorded_at; the attributes as lists; the body's fields,
---      how many they are, and the JSON type of each that a column knows)
-CREATE OR REPLACE TEMP TABLE plain_records AS
+-- In: lines(number, line), where a line is a log record alone of one event
+-- Out: number, the columns of its table, is_plain
 WITH records AS (
     SELECT number, try(from_json(line, '{
                "timeUnixNano": "BIGINT", "eventName": "VARCHAR", "body": {"stringValue": "VARCHAR"},
                "attributes": [{"key": "VARCHAR", "value": {"stringValue": "VARCHAR", "intValue": "BIGINT"}}]
            }')) AS record
     FROM lines
+),
+read AS (
+    SELECT number, record.eventName AS event_name, make_timestamp_ns(record.timeUnixNano) AS recorded_at,
+           list_transform(record.attributes, lambda attribute: attribute.key) AS names,
+           list_transform(record.attributes, lambda attribute: attribute.value.stringValue) AS texts,
+           list_transform(record.attributes, lambda attribute: attribute.value.intValue) AS wholes,
+           try(from_json(record.body.stringValue, '$shape')) AS fields,
+           len(try(json_keys(record.body.stringValue))) AS n_fields,
+           try(json_type(record.body.stringValue, $paths)) AS types
+    FROM records
 )
-SELECT number, record.eventName AS event_name, make_timestamp_ns(record.timeUnixNano) AS recorded_at,
-       list_transform(record.attributes, lambda attribute: attribute.key) AS names,
-       list_transform(record.attributes, lambda attribute: attribute.value.stringValue) AS texts,
-       list_transform(record.attributes, lambda attribute: attribute.value.intValue) AS wholes,
-       try(from_json(record.body.stringValue, '$shape')) AS fields,
-       len(try(json_keys(record.body.stringValue))) AS n_fields,
-       try(json_type(record.body.stringValue, $paths)) AS types
-FROM records;
+SELECT number, texts[list_position(names, '$record_id')] AS record_id, recorded_at,
+       $columns,
+       nullif('{' || array_to_string(list_filter(list_transform(
+           names,
+           lambda name, place: CASE WHEN name NOT IN $taken THEN
+               to_json(replace(name, 'tracetune.', '')) || ':' || coalesce(to_json(texts[place])::VARCHAR, wholes[place]::VARCHAR)
+           END
+       ), lambda entry: entry IS NOT NULL), ',') || '}', '{}') AS rest,
+       coalesce(
+           event_name = '$event'
+           AND recorded_at IS NOT NULL
+           AND texts[list_position(names, '$record_id')] <> ''
+           AND list_has_all($scope, names)
+           AND n_fields = $n_taken
+           AND $is_plain,
+           false
+       ) AS is_plain
+FROM read

@@ -4,7 +4,9 @@ UPDATE call_rows SET cached = (call_rows.started_at, call_rows.span_id) > first_
 FROM (
     SELECT response_id, min((started_at, span_id)) AS first_call
     FROM call_rows
-    WHERE NOT shadowed AND response_id IN (SELECT response_id FROM call_rows WHERE rollout_id IN (FROM touched))
+    WHERE NOT shadowed AND response_id IN (
+        SELECT response_id FROM call_rows WHERE rollout_id IN (FROM touched) AND started_at >= getvariable('since')
+    )
     GROUP BY response_id
 ) AS answered
 WHERE call_rows.response_id = answered.response_id

@@ -10,7 +10,7 @@ WITH requests AS (
            any_value(invocation) AS invocation,
            any_value(turn) AS turn
     FROM call_rows
-    WHERE NOT shadowed AND rollout_id IN (FROM touched)
+    WHERE NOT shadowed AND rollout_id IN (FROM touched) AND started_at >= getvariable('since')
     GROUP BY ALL
 ),
 executions AS (
@@ -42,6 +42,7 @@ WHERE executions.invocation <> old_invocation OR turns.turn <> old_turn;
 
 UPDATE call_rows SET invocation = ordinals.invocation, turn = ordinals.turn
 FROM ordinals
-WHERE call_rows.rollout_id = ordinals.rollout_id AND call_rows.span_id = ordinals.span_id;
+WHERE call_rows.started_at >= getvariable('since')
+  AND call_rows.rollout_id = ordinals.rollout_id AND call_rows.span_id = ordinals.span_id;
 
 DROP TABLE ordinals;

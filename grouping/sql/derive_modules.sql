@@ -6,12 +6,13 @@ CREATE OR REPLACE TEMP TABLE found_modules AS
 WITH RECURSIVE climb AS (
     SELECT rollout_id, span_id, parent_span_id AS ancestor, 0 AS height
     FROM spans
-    WHERE kind = 'lm' AND module IS NULL AND rollout_id IN (FROM touched)
+    WHERE kind = 'lm' AND module IS NULL AND rollout_id IN (FROM touched) AND started_at >= getvariable('since')
     UNION
     SELECT climb.rollout_id, climb.span_id, spans.parent_span_id, height + 1
     FROM climb
     JOIN spans ON spans.rollout_id = climb.rollout_id AND spans.span_id = climb.ancestor
-    WHERE spans.kind IS NULL OR spans.kind NOT IN ('module', 'program', 'tool')
+    WHERE (spans.kind IS NULL OR spans.kind NOT IN ('module', 'program', 'tool'))
+      AND spans.started_at >= getvariable('since')
 )
 SELECT climb.rollout_id, climb.span_id,
        arg_max(coalesce(spans.module, spans.name), height) AS module,
@@ -19,11 +20,13 @@ SELECT climb.rollout_id, climb.span_id,
        arg_max(spans.span_id, height) AS execution
 FROM climb
 JOIN spans ON spans.rollout_id = climb.rollout_id AND spans.span_id = climb.ancestor
+WHERE spans.started_at >= getvariable('since')
 GROUP BY ALL;
 
 UPDATE call_rows SET module = found_modules.module, key = found_modules.key, execution = found_modules.execution
 FROM found_modules
-WHERE call_rows.rollout_id = found_modules.rollout_id AND call_rows.span_id = found_modules.span_id
+WHERE call_rows.started_at >= getvariable('since')
+  AND call_rows.rollout_id = found_modules.rollout_id AND call_rows.span_id = found_modules.span_id
   AND (call_rows.module, call_rows.key, call_rows.execution)
       IS DISTINCT FROM (found_modules.module, found_modules.key, found_modules.execution);
 

@@ -18,20 +18,21 @@ roots AS (
     -- The execution of the program; where nothing is decorated, the root of the trace.
     SELECT DISTINCT ON (rollout_id) *
     FROM spans
-    WHERE rollout_id IN (FROM touched) AND (kind = 'program' OR parent_span_id IS NULL) AND kind IS DISTINCT FROM 'lm'
+    WHERE rollout_id IN (FROM touched) AND started_at >= getvariable('since')
+      AND (kind = 'program' OR parent_span_id IS NULL) AND kind IS DISTINCT FROM 'lm'
     ORDER BY rollout_id, kind IS DISTINCT FROM 'program', started_at, span_id
 ),
 call_counts AS (
     SELECT rollout_id, count(*) FILTER (kind = 'call') AS n_calls
     FROM call_rows
-    WHERE NOT shadowed AND rollout_id IN (FROM touched)
+    WHERE NOT shadowed AND rollout_id IN (FROM touched) AND started_at >= getvariable('since')
     GROUP BY ALL
 ),
 stamps AS (
     SELECT rollout_id, min(started_at) AS started_at, min(run) AS run, min(split) AS split, min(step) AS step,
            min(example_id) AS example_id, min(policy_version) AS policy_version
     FROM spans
-    WHERE rollout_id IN (FROM touched)
+    WHERE rollout_id IN (FROM touched) AND started_at >= getvariable('since')
     GROUP BY ALL
 ),
 rewards AS (
@@ -42,6 +43,10 @@ rewards AS (
 ),
 joined AS (
     SELECT touched.rollout_id,
+           -- A trace of some other library with neither a program nor a call is no rollout.
+           starts.rollout_id IS NOT NULL OR coalesce(roots.kind = 'program', false) OR call_counts.rollout_id IS NOT NULL
+               AS is_rollout,
+           stamps.started_at AS first_at,
            coalesce(starts.run, roots.run, stamps.run) AS run,
            coalesce(starts.split, roots.split, stamps.split) AS split,
            coalesce(starts.step, roots.step, stamps.step) AS step,
@@ -71,8 +76,6 @@ joined AS (
     LEFT JOIN call_counts USING (rollout_id)
     LEFT JOIN stamps USING (rollout_id)
     LEFT JOIN rewards USING (rollout_id)
-    -- A trace of some other library with neither a program nor a call is no rollout.
-    WHERE starts.rollout_id IS NOT NULL OR roots.kind = 'program' OR call_counts.rollout_id IS NOT NULL
 )
 SELECT joined.* EXCLUDE (ended_at),
        (epoch_ns(ended_at) - epoch_ns(started_at)) / 1e6 AS duration_ms,
@@ -94,7 +97,8 @@ FROM (
         WHERE name = 'reward' AND module IS NULL AND call_id IS NOT NULL
         GROUP BY ALL
     ) AS own USING (call_id)
-    WHERE rollout_id IN (FROM touched)
+    WHERE rollout_id IN (FROM touched) AND call_rows.started_at >= getvariable('since')
 ) AS settled
-WHERE call_rows.rollout_id = settled.rollout_id AND call_rows.call_id = settled.call_id
+WHERE call_rows.started_at >= getvariable('since')
+  AND call_rows.rollout_id = settled.rollout_id AND call_rows.call_id = settled.call_id
   AND (call_rows.reward, call_rows.example_id) IS DISTINCT FROM (settled.reward, settled.example_id);

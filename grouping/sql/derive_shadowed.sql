@@ -7,5 +7,9 @@ UPDATE call_rows SET
     invocation = coalesce(recorded_invocation, 0),
     turn = coalesce(recorded_turn, 0)
 WHERE NOT shadowed
-  AND rollout_id IN (FROM touched)
-  AND span_id IN (SELECT lm_parent FROM call_rows WHERE rollout_id IN (FROM touched) AND lm_parent IS NOT NULL);
+  AND rollout_id IN (FROM touched) AND started_at >= getvariable('since')
+  AND span_id IN (
+      SELECT lm_parent
+      FROM call_rows
+      WHERE rollout_id IN (FROM touched) AND started_at >= getvariable('since') AND lm_parent IS NOT NULL
+  );

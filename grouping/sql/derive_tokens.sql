@@ -3,7 +3,9 @@
 --      response id and choice; of a request that was sent twice, the answer the client saw
 CREATE OR REPLACE TEMP TABLE claims AS
 WITH asked AS (
-    SELECT rollout_id, call_id, span_id, choice, response_id FROM call_rows WHERE rollout_id IN (FROM touched)
+    SELECT rollout_id, call_id, span_id, choice, response_id
+    FROM call_rows
+    WHERE rollout_id IN (FROM touched) AND started_at >= getvariable('since')
 ),
 candidates AS (
     SELECT asked.rollout_id, asked.call_id, completion_key, recorded_at, true AS by_call
@@ -26,7 +28,8 @@ JOIN completions USING (completion_key);
 
 UPDATE call_rows SET completion_key = claims.completion_key, exact = claims.exact, on_policy = claims.on_policy
 FROM claims
-WHERE call_rows.rollout_id = claims.rollout_id AND call_rows.call_id = claims.call_id
+WHERE call_rows.started_at >= getvariable('since')
+  AND call_rows.rollout_id = claims.rollout_id AND call_rows.call_id = claims.call_id
   AND call_rows.completion_key IS DISTINCT FROM claims.completion_key;
 
 DROP TABLE claims;

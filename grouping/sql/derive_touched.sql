@@ -1,13 +1,36 @@
--- In: new_rollout_ids, new_call_ids, new_response_ids, new_superseded_runs, one column `id` each
--- Out: touched(rollout_id), the rollouts whose derived columns the new rows may change
+-- In: the rows after row `last_<table>` of each table, which are new
+-- Out: touched(rollout_id), the rollouts whose derived columns the new rows may change; the variable
+--      `since`: no span or call of theirs began earlier, so what is older need not be looked through
 CREATE OR REPLACE TEMP TABLE touched AS
-SELECT id AS rollout_id FROM new_rollout_ids
+WITH new_scores AS (
+    SELECT rollout_id, call_id FROM scores WHERE rowid > getvariable('last_scores')
+),
+new_completions AS (
+    SELECT call_id, response_id FROM completions WHERE rowid > getvariable('last_completions')
+)
+SELECT rollout_id FROM spans WHERE rowid > getvariable('last_spans')
 UNION
-SELECT rollout_id FROM call_rows WHERE call_id IN (FROM new_call_ids) OR span_id IN (FROM new_call_ids)
+SELECT rollout_id FROM rollout_starts WHERE rowid > getvariable('last_rollout_starts')
 UNION
-SELECT rollout_id FROM call_rows WHERE response_id IN (FROM new_response_ids)
+SELECT rollout_id FROM rollout_ends WHERE rowid > getvariable('last_rollout_ends')
 UNION
-SELECT rollout_id FROM rollout_rows WHERE run IN (FROM new_superseded_runs)
+SELECT rollout_id FROM new_scores WHERE rollout_id IS NOT NULL
+UNION
+SELECT rollout_id FROM call_rows SEMI JOIN new_scores USING (call_id)
+UNION
+SELECT rollout_id FROM call_rows SEMI JOIN new_completions ON new_completions.call_id = call_rows.span_id
+UNION
+SELECT rollout_id FROM call_rows SEMI JOIN new_completions USING (response_id)
+UNION
+SELECT rollout_id FROM rollout_rows
+SEMI JOIN (FROM supersedes WHERE rowid > getvariable('last_supersedes')) USING (run)
 UNION
 -- Started and not ended: whether their writer is still alive is asked each time.
-SELECT rollout_id FROM rollout_rows WHERE status IS NULL;
+SELECT rollout_id FROM rollout_rows WHERE is_rollout AND status IS NULL;
+
+SET VARIABLE since = (
+    SELECT least(
+        (SELECT min(started_at) FROM spans WHERE rowid > getvariable('last_spans')),
+        (SELECT min(first_at) FROM rollout_rows WHERE rollout_id IN (FROM touched))
+    )
+);

@@ -3,7 +3,7 @@
 INSERT INTO batch_members BY NAME
 SELECT record_id, unnest(members, recursive := true)
 FROM (
-    SELECT record_id, from_json(members, '[{
+    SELECT DISTINCT ON (record_id) record_id, from_json(members, '[{
         "group_id": "VARCHAR", "slot": "BIGINT", "call_id": "VARCHAR", "rollout_id": "VARCHAR",
         "reward": "DOUBLE", "advantage": "DOUBLE"
     }]') AS members

@@ -16,7 +16,8 @@ PUBLIC = {
     ),
     "calls": (
         "call_id rollout_id run split step example_id module key invocation turn choice kind started_at duration_ms "
-        "status model policy_version response_id messages completion finish_reason sampling prompt_token_ids "
+        "status model provider policy_version response_id messages completion finish_reason sampling "
+        "input_tokens output_tokens prompt_token_ids "
         "completion_token_ids completion_logprobs exact on_policy cached unordered truncated late reward"
     ),
     "groups": ("group_id run split step example_id module key invocation turn size n_rollouts reward_mean reward_std"),

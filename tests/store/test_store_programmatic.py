@@ -71,6 +71,9 @@ def test_a_rollout_that_is_added_has_every_field_it_was_given(tmp_path):
         "unordered": False,
         "truncated": False,
         "late": False,
+        "provider": None,
+        "input_tokens": None,
+        "output_tokens": None,
     }
 
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import duckdb
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from store.spool_lines import START, a_rollout, span
 
 from tracetune.grouping import ingest, schema
 from tracetune.grouping.otlp import decode
-from tracetune.grouping.plain import decode_plain
+from tracetune.grouping.plain import insert_plain
 from tracetune.grouping.plain_records import PLAIN_RECORDS
 from tracetune.grouping.records import arrow_table
 from tracetune.grouping.rows import CALLS, REAL, RECORDS, SPANS, TEXT, WHOLE
@@ -47,7 +47,7 @@ def rows_of(connection):
     }
 
 
-def ingested(prepared, segments, *, chunk_bytes, rounds):
+def ingested(prepared, segments, *, chunk_bytes, rounds, transaction_bytes=1 << 30):
     """The rows of a store that took in those segments, a few of them in each round."""
     with tempfile.TemporaryDirectory() as folder:
         path, spool = Path(folder) / "traces.duckdb", Path(folder) / "spool"
@@ -57,7 +57,7 @@ def ingested(prepared, segments, *, chunk_bytes, rounds):
             for first in range(0, len(segments), rounds):
                 for number, lines in enumerate(segments[first : first + rounds], first):
                     (spool / f"{number}-1-a.jsonl").write_bytes(b"".join(line.rstrip(b"\n") + b"\n" for line in lines))
-                ingest.ingest(connection, spool, chunk_bytes=chunk_bytes)
+                ingest.ingest(connection, spool, chunk_bytes=chunk_bytes, transaction_bytes=transaction_bytes)
             return rows_of(connection)
 
 
@@ -67,16 +67,16 @@ def in_one_go(prepared):
     return ingested(prepared, [LINES], chunk_bytes=1 << 20, rounds=1)
 
 
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(data=st.data())
 def test_the_order_of_lines_and_how_they_are_cut_change_nothing(prepared, in_one_go, data):
-    """The same lines in any order, in any segments and chunks, some of them twice, give the same tables."""
+    """The same lines in any order, in any segments, chunks and transactions, some twice, give the same tables."""
     lines = data.draw(st.permutations(LINES)) + data.draw(st.lists(st.sampled_from(LINES), max_size=5))
     cuts = sorted(data.draw(st.sets(st.integers(1, len(lines) - 1), max_size=3)))
     segments = [lines[start:end] for start, end in zip([0, *cuts], [*cuts, len(lines)], strict=True)]
     chunk_bytes = data.draw(st.sampled_from([2_000, 1 << 20]))
-    rounds = data.draw(st.integers(1, 4))
-    assert ingested(prepared, segments, chunk_bytes=chunk_bytes, rounds=rounds) == in_one_go
+    sizes = {"chunk_bytes": chunk_bytes, "transaction_bytes": data.draw(st.sampled_from([1_000, 1 << 30]))}
+    assert ingested(prepared, segments, rounds=data.draw(st.integers(1, 4)), **sizes) == in_one_go
 
 
 texts = st.text(max_size=8)
@@ -137,20 +137,38 @@ def comparable(row):
     return read
 
 
-@settings(max_examples=25, deadline=None)
-@given(st.lists(spans(), min_size=1, max_size=12))
-def test_the_quick_way_and_the_careful_way_read_the_same(lines):
-    """What DuckDB makes of a plain line is what the decoder in Python makes of it."""
+@pytest.fixture
+def tables():
+    """A connection to the tables of a store, in memory."""
     with duckdb.connect() as connection:
-        others = {offset for offset, _ in decode_plain(connection, b"".join(lines))}
-        offsets = accumulate(map(len, lines), initial=0)
-        decoded = decode([(offset, line) for offset, line in zip(offsets, lines, strict=False) if offset not in others])
-        for source, schema_, rows in (("plain_spans", SPANS, decoded.spans), ("plain_call_rows", CALLS, decoded.calls)):
-            columns = ", ".join(schema_.names)
-            order = "ORDER BY number" + (", choice" if source == "plain_call_rows" else "")
-            quick = connection.execute(f"SELECT {columns} FROM {source} {order}").to_arrow_table()
-            careful = arrow_table(schema_, rows)
-            assert [comparable(row) for row in quick.to_pylist()] == [comparable(row) for row in careful.to_pylist()]
+        schema.prepare(connection, Path("in memory"))
+        yield connection
+
+
+def read_both_ways(connection, lines, tables):
+    """The rows of those tables as DuckDB read them of the lines it took, and as Python reads the same lines."""
+    connection.execute("BEGIN")
+    others = {offset for offset, _ in insert_plain(connection, b"".join(lines))[0]}
+    offsets = accumulate(map(len, lines), initial=0)
+    decoded = decode([(offset, line) for offset, line in zip(offsets, lines, strict=False) if offset not in others])
+    assert decoded.rejected == []
+    rows = {"spans": decoded.spans, "call_rows": decoded.calls, **decoded.records}
+    quick, careful = {}, {}
+    for name, columns in tables.items():
+        answer = connection.execute(f"SELECT {', '.join(columns.names)} FROM {name}").to_arrow_table()
+        quick[name] = sorted(map(comparable, answer.to_pylist()), key=repr)
+        expected = arrow_table(columns, rows.get(name, []))
+        careful[name] = sorted(map(comparable, expected.to_pylist()), key=repr)
+    connection.execute("ROLLBACK")
+    return quick, careful
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(lines=st.lists(spans(), min_size=1, max_size=12))
+def test_the_quick_way_and_the_careful_way_read_the_same(tables, lines):
+    """What DuckDB makes of a plain line is what the decoder in Python makes of it."""
+    quick, careful = read_both_ways(tables, lines, {"spans": SPANS, "call_rows": CALLS})
+    assert quick == careful
 
 
 values = {
@@ -178,27 +196,30 @@ def records(draw):
     return encoding.record_line(event, body, attributes, START)
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.lists(records(), min_size=1, max_size=12))
-def test_the_quick_way_and_the_careful_way_read_the_same_records(lines):
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(lines=st.lists(records(), min_size=1, max_size=12))
+def test_the_quick_way_and_the_careful_way_read_the_same_records(tables, lines):
     """What DuckDB makes of a plain record is what the decoder in Python makes of it."""
-    with duckdb.connect() as connection:
-        others = {offset for offset, _ in decode_plain(connection, b"".join(lines))}
-        offsets = accumulate(map(len, lines), initial=0)
-        decoded = decode([(offset, line) for offset, line in zip(offsets, lines, strict=False) if offset not in others])
-        assert decoded.rejected == []
-        for known in (RECORDS[event] for event in PLAIN_RECORDS):
-            columns = ", ".join(known.schema.names)
-            quick = connection.execute(f"SELECT {columns} FROM plain_{known.table} ORDER BY number").to_arrow_table()
-            careful = arrow_table(known.schema, decoded.records.get(known.table, []))
-            assert [comparable(row) for row in quick.to_pylist()] == [comparable(row) for row in careful.to_pylist()]
+    known = {RECORDS[event].table: RECORDS[event].schema for event in PLAIN_RECORDS}
+    quick, careful = read_both_ways(tables, lines, known)
+    assert quick == careful
 
 
-def test_the_tracers_own_lines_take_the_quick_way(tmp_path):
+def test_the_tracers_own_lines_take_the_quick_way(tables):
     """No span of an ordinary rollout, nor its start, end and score, is left to the decoder in Python."""
-    with duckdb.connect() as connection:
-        left = decode_plain(connection, b"".join(a_rollout()))
+    left, inserted = insert_plain(tables, b"".join(a_rollout()))
     assert [line[:20] for _, line in left] == [b'{"resourceLogs":[{"r'] * 3
+    assert inserted == {"spans": 5, "rollout_starts": 1, "rollout_ends": 1, "scores": 1}
+
+
+@pytest.mark.parametrize("line", [b"\xff\n", b"\n", b"{}\n", b"", b'{"resourceSpans":[]}]}]}\n'])
+def test_a_line_that_is_not_the_tracers_is_left_with_its_offset(tables, line):
+    """Whatever stands beside them, the tracer's lines are taken, and the others keep their places."""
+    ours = a_rollout()
+    text = b"".join(ours[:1]) + line + b"".join(ours[-1:])
+    left, inserted = insert_plain(tables, text, 1000)
+    assert left == ([(1000 + len(ours[0]), line.rstrip(b"\n"))] if line.strip() else [])
+    assert inserted == {"rollout_starts": 1, "scores": 1}
 
 
 def test_the_rows_that_ingest_writes_are_those_of_the_migrations(prepared, tmp_path):

@@ -1,0 +1,23 @@
+"""Conditions in SQL that a caller gives: one expression over the columns of one view, and nothing else."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tracetune.errors import QueryError
+
+if TYPE_CHECKING:
+    import duckdb
+
+
+def check_condition(connection: duckdb.DuckDBPyConnection, where: str, view: str) -> None:
+    """Refuse what is not one condition over the columns of a view, before anything runs.
+
+    Raises:
+        QueryError: if it is several statements.
+        duckdb.Error: if DuckDB refuses it.
+    """
+    statement = f"EXPLAIN SELECT 1 FROM {view} WHERE (\n{where}\n)"  # noqa: S608  a condition in SQL is what is asked for
+    if len(connection.extract_statements(statement)) != 1:
+        raise QueryError(f"where={where!r} is not a condition but several statements; pass one condition over {view}")
+    connection.execute(statement)
