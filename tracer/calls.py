@@ -36,7 +36,7 @@ _SAMPLING = {
 }
 
 # The calls that are being made.
-_open: weakref.WeakSet[LMCall] = weakref.WeakSet()
+_open: set[weakref.ref[LMCall]] = set()
 
 
 class Choice(NamedTuple):
@@ -75,7 +75,7 @@ class LMCall:
         self._shortened: list[str] = []
         self._has_ended = False
         self._generation = sources.generation
-        _open.add(self)
+        _open.add(weakref.ref(self, _open.discard))
 
     def __del__(self) -> None:
         """A call that nobody ended, a stream that was dropped say, is recorded all the same."""
@@ -365,8 +365,10 @@ def _complain(recorder: session.Session, error: Exception) -> None:
 
 
 def _interrupt_all() -> None:
-    for call in list(_open):
-        call._interrupt()
+    for reference in list(_open):
+        call = reference()
+        if call is not None:
+            call._interrupt()
 
 
 # Runs before the spool closes, which was imported earlier.
