@@ -90,9 +90,10 @@ def members_sql(grouping: Grouping, group_no: str = "NULL") -> dict[str, str]:
 
 
 def answers_sql(grouping: Grouping, where: str | None = None) -> dict[str, str]:
-    """What a batch is read from once `aligned_groups` is a table: its calls, its members and its groups' keys."""
+    """What a batch is read from once `aligned_groups` is a table: calls, members, keys of groups, calls in none."""
     members = members_sql(grouping, group_no="rowid")
-    return calls_sql(grouping, where) | members | {"group_keys": _stage("group_keys", grouping)}
+    keys = {"group_keys": _stage("group_keys", grouping)}
+    return calls_sql(grouping, where) | members | keys | {"left_out_calls": sql_text("left_out_calls")}
 
 
 def with_stages(stages: Mapping[str, str], select: str) -> str:

@@ -27,12 +27,16 @@ _turns_lock = threading.Lock()
 
 
 @contextmanager
-def connected(path: Path, *, read_only: bool, wait: float, memory_limit: str) -> Iterator[duckdb.DuckDBPyConnection]:
+def connected(
+    path: Path, *, read_only: bool, closed_off: bool, wait: float, memory_limit: str
+) -> Iterator[duckdb.DuckDBPyConnection]:
     """A connection to a store's file, closed at the end of the block.
 
     Args:
         path: the file; it is made where it is missing and may be written.
         read_only: whether to open it for reading alone.
+        closed_off: whether queries see the store and nothing else: they neither read nor write
+            other files, load no extension and change no setting.
         wait: seconds to wait for another process that holds it.
         memory_limit: as DuckDB writes it: "4GB". Beyond it DuckDB works on disk.
 
@@ -43,7 +47,7 @@ def connected(path: Path, *, read_only: bool, wait: float, memory_limit: str) ->
         StoreVersionError: if it is not a DuckDB file.
     """
     with _turn(path):
-        connection = _connect(path, read_only=read_only, wait=wait, memory_limit=memory_limit)
+        connection = _connect(path, read_only=read_only, closed_off=closed_off, wait=wait, memory_limit=memory_limit)
         try:
             yield connection
         finally:
@@ -52,23 +56,30 @@ def connected(path: Path, *, read_only: bool, wait: float, memory_limit: str) ->
 
 def _turn(path: Path) -> threading.RLock:
     with _turns_lock:
-        return _turns.setdefault(path, threading.RLock())
+        return _turns.setdefault(path.resolve(), threading.RLock())
 
 
-def _connect(path: Path, *, read_only: bool, wait: float, memory_limit: str) -> duckdb.DuckDBPyConnection:
+def _connect(
+    path: Path, *, read_only: bool, closed_off: bool, wait: float, memory_limit: str
+) -> duckdb.DuckDBPyConnection:
     deadline = time.monotonic() + wait
     while True:
         try:
             file = _inode(path)
             if file is None and not read_only:
                 _create(path)
-            connection = duckdb.connect(path, read_only=read_only)
+            # DuckDB's read-only mode guards the file alone: COPY TO, read_csv and ATTACH reach all others without this.
+            connection = duckdb.connect(
+                path, read_only=read_only, config={"enable_external_access": "false"} if closed_off else {}
+            )
             if file is not None and file != _inode(path):
                 connection.close()  # a compacted one took its place while it was being opened
                 continue
             connection.execute("SET memory_limit = ?", [memory_limit])
             # DuckDB draws one on stdout, among the data, wherever Python has no script: in `python -c`, a notebook.
             connection.execute("SET enable_progress_bar = false")
+            if closed_off:
+                connection.execute("SET lock_configuration = true")
         except duckdb.ConnectionException as error:
             raise StoreLocked(
                 f"{path} is open in this process, by a duckdb.connect with other settings; close that connection"

@@ -1,8 +1,8 @@
 """The schema of a store: named migrations for its tables, and views that follow the code.
 
 A migration runs once and is remembered by name; a store that knows a name which this
-version lacks was written by a newer one, and is refused. Views hold no data: they are
-made anew whenever their text has changed.
+version lacks was written by a newer one, and is refused. Views hold no data: they, and the
+comments on every column, are made anew whenever their text has changed.
 """
 
 from __future__ import annotations
@@ -95,7 +95,8 @@ def _view_script() -> str:
     groups = [
         f"CREATE OR REPLACE VIEW {name} AS\n{text.rstrip().rstrip(';')};" for name, text in group_view_sql().items()
     ]
-    return "\n".join([script("views_rollouts.sql"), script("views_calls.sql"), *groups, script("views_comments.sql")])
+    comments = [script("views_comments.sql"), script("tables_comments.sql")]
+    return "\n".join([script("views_rollouts.sql"), script("views_calls.sql"), *groups, *comments])
 
 
 @cache

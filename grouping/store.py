@@ -22,8 +22,10 @@ from tracetune.grouping.compacting import compact
 from tracetune.grouping.connections import connected
 from tracetune.grouping.deleting import delete_rollouts
 from tracetune.grouping.ingest import IngestReport
+from tracetune.grouping.lint import LintReport, lint
 from tracetune.grouping.parquet import write_parquet
 from tracetune.grouping.programmatic import RolloutRow, write_rollouts
+from tracetune.grouping.refusals import reason_of
 from tracetune.grouping.results import Result
 from tracetune.grouping.scores import score_rows
 from tracetune.tracer import names, spool_folder
@@ -84,13 +86,17 @@ class Store:
     ) -> Result:
         """The answer to a query over the views and tables of `docs/store.md`, read into memory.
 
+        A query sees the store alone: without `write=True` no other file is read or written.
+
         Args:
             query: one SQL statement, or several: the last one's answer counts.
             params: values for `?` or `$name` in the query.
-            write: allow statements that change the store; you are on your own then.
+            write: allow statements that change the store, and that read and write other files;
+                you are on your own then.
 
         Raises:
-            QueryError: if DuckDB refuses the query, or it writes without `write=True`.
+            QueryError: if DuckDB refuses the query, or it writes or reaches outside of the
+                store without `write=True`.
 
         Example:
             >>> Store("empty.duckdb").sql("SELECT count(*) AS n FROM calls WHERE run = ?", ["try-1"]).rows()
@@ -106,7 +112,7 @@ class Store:
                 answer = connection.execute(query, params)
                 return Result(answer.to_arrow_table())
             except duckdb.Error as error:
-                raise QueryError(_reason(error)) from error
+                raise QueryError(reason_of(error)) from error
 
     def ingest(self) -> IngestReport:
         """Take in what the spool holds; every other method does this first.
@@ -124,8 +130,8 @@ class Store:
                 return ingest.ingest(connection, self._spool_folder)
         except duckdb.Error as error:
             raise StoreError(
-                f"{self.path} could not take in what was recorded ({_reason(error)}); free the disk or mend the file: "
-                f"all of it waits in {self._spool_folder}"
+                f"{self.path} could not take in what was recorded ({reason_of(error)}); free the disk or mend the "
+                f"file: all of it waits in {self._spool_folder}"
             ) from error
 
     def add_rollouts(self, rollouts: Iterable[RolloutRow | Mapping[str, Any]]) -> list[str]:
@@ -226,6 +232,26 @@ class Store:
         with self._connected(read_only=True) as connection:
             return group_batch(connection, grouping or Grouping(), where)
 
+    def lint(self, grouping: Grouping | None = None, where: str | None = None) -> LintReport:
+        """How many calls of each module can be trained on, and what keeps the others from it.
+
+        Args:
+            grouping: how calls are aligned; `Grouping()` where it is not given.
+            where: a condition in SQL over the columns of `calls`.
+
+        Raises:
+            QueryError: if DuckDB refuses the condition.
+
+        Example:
+            >>> store = Store("linted.duckdb")
+            >>> ids = store.add_rollouts([{"example_id": "q1", "reward": 0.5, "calls": [{"module": "hop"}]}])
+            >>> store.lint().modules[0].left_out
+            {'no_completion': 1}
+        """
+        self.ingest()
+        with self._connected(read_only=True) as connection:
+            return lint(connection, grouping or Grouping(), where)
+
     def delete(self, where: str) -> int:
         """Delete rollouts with everything that was recorded of them: calls, spans, tokens and scores.
 
@@ -254,7 +280,7 @@ class Store:
             try:
                 return delete_rollouts(connection, where)
             except duckdb.Error as error:
-                raise QueryError(f"nothing was deleted with where={where!r}: {_reason(error)}") from error
+                raise QueryError(f"nothing was deleted with where={where!r}: {reason_of(error)}") from error
 
     def compact(self) -> int:
         """Write the file anew without the space of what was deleted; nothing else can use it meanwhile.
@@ -291,13 +317,13 @@ class Store:
             StoreError: if the files cannot be written.
         """
         self.ingest()
-        with self._connected(read_only=True) as connection:
+        with self._connected(read_only=True, writes_files=True) as connection:
             try:
                 return write_parquet(connection, Path(folder), where)
             except (duckdb.IOException, OSError) as error:
                 raise StoreError(f"{folder} cannot be written ({error}); name another folder") from error
             except duckdb.Error as error:
-                raise QueryError(f"nothing was exported with where={where!r}: {_reason(error)}") from error
+                raise QueryError(f"nothing was exported with where={where!r}: {reason_of(error)}") from error
 
     def _compact(self, connection: DuckDBPyConnection) -> None:
         try:
@@ -315,8 +341,14 @@ class Store:
             if schema.has_old_format(connection):
                 self._compact(connection)
 
-    def _connected(self, *, read_only: bool) -> AbstractContextManager[DuckDBPyConnection]:
-        return connected(self.path, read_only=read_only, wait=self._wait, memory_limit=self._memory_limit)
+    def _connected(self, *, read_only: bool, writes_files: bool = False) -> AbstractContextManager[DuckDBPyConnection]:
+        return connected(
+            self.path,
+            read_only=read_only,
+            closed_off=read_only and not writes_files,
+            wait=self._wait,
+            memory_limit=self._memory_limit,
+        )
 
     @contextmanager
     def _spool(self) -> Iterator[Spool]:
@@ -351,13 +383,3 @@ def _checked_limit(memory_limit: str) -> str:
     if not re.fullmatch(r"\s*\d+(\.\d+)?\s*[KMGT]i?B\s*", str(memory_limit), re.IGNORECASE):
         raise InvalidInput(f"memory_limit is a size such as '4GB' or '512MiB', not {memory_limit!r:.40}")
     return memory_limit
-
-
-def _reason(error: duckdb.Error) -> str:
-    """DuckDB's message as one sentence, without its picture of the query."""
-    message = str(error).split("\n\nLINE ")[0]
-    if "read-only mode" in message:
-        return (
-            "the query would change the store, and is only allowed to read; from Python, sql(…, write=True) may write"
-        )
-    return " ".join(message.split())

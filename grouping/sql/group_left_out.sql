@@ -1,5 +1,5 @@
 -- Everything that is in no group, once: rollouts, groups, calls.
--- In:  aligned_groups, aligned_members, rollouts_in_scope
+-- In:  aligned_groups, aligned_members, left_out_calls, rollouts_in_scope
 -- Out: kind, id, reason
 SELECT 'rollout' AS kind, rollout_id AS id, coalesce(reason, 'no_calls') AS reason
 FROM rollouts_in_scope
@@ -10,10 +10,6 @@ SELECT 'group', group_id, reason
 FROM aligned_groups
 WHERE reason IN ('missing', 'ragged', 'constant', 'singleton')
 UNION ALL
--- A call that fills other groups may have been left out of several, for different reasons.
-SELECT 'call', call_id, min(reason)
-FROM aligned_members
-WHERE reason IS NOT NULL
-  AND call_id NOT IN (SELECT call_id FROM aligned_members WHERE reason IS NULL)
-GROUP BY call_id
+SELECT 'call', call_id, reason
+FROM left_out_calls
 ORDER BY kind DESC, id, reason

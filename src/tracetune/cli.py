@@ -1,4 +1,4 @@
-"""The command line: `tracetune demo`, `show`, `sql` and `groups`.
+"""The command line: `tracetune demo`, `show`, `sql`, `groups` and `lint`.
 
 Data goes to stdout and words to stderr, so that every command can stand in a pipe. Each
 command imports what it needs when it runs, which keeps `tracetune --help` quick. What
@@ -12,12 +12,12 @@ import sys
 from collections.abc import Sequence
 from io import TextIOWrapper
 
-from tracetune.commands import looking, training
+from tracetune.commands import linting, looking, training
 from tracetune.commands.app import app
 from tracetune.errors import TracetuneError
 from tracetune.terminal import printable
 
-__all__ = ["app", "looking", "main", "training"]  # importing the modules gives the application its commands
+__all__ = ["app", "linting", "looking", "main", "training"]  # importing the modules gives the application its commands
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

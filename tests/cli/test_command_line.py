@@ -54,7 +54,7 @@ def refusal(done: Finished) -> str:
     return line
 
 
-@pytest.mark.parametrize("command", ["demo", "show", "sql", "groups"])
+@pytest.mark.parametrize("command", ["demo", "show", "sql", "groups", "lint"])
 def test_each_command_explains_itself_with_an_example(tracetune, command):
     """`--help` gives the usage and a command that could be typed."""
     done = tracetune(command, "--help")
@@ -166,13 +166,22 @@ def test_a_file_that_is_not_a_store_is_refused(tracetune, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "query", ["SELEC 1", "SELECT nothing FROM rollouts", "DELETE FROM scores", "CREATE TABLE mine (n INT)", ""]
+    "query",
+    [
+        "SELEC 1",
+        "SELECT nothing FROM rollouts",
+        "DELETE FROM scores",
+        "CREATE TABLE mine (n INT)",
+        "COPY calls TO 'calls.csv'",
+        "FROM read_csv('/etc/passwd')",
+        "",
+    ],
 )
-def test_a_query_that_fails_or_writes_is_refused(tracetune, store, query):
-    """Bad SQL and SQL that would change the store give one sentence and change nothing."""
+def test_a_query_that_fails_or_writes_is_refused(tracetune, store, query, tmp_path):
+    """Bad SQL and SQL that would change the store or touch other files give one sentence and change nothing."""
     before = store.read_bytes()
     refusal(tracetune("sql", store, query))
-    assert store.read_bytes() == before
+    assert (store.read_bytes(), list(tmp_path.iterdir())) == (before, [])
 
 
 def test_a_bad_condition_is_refused(tracetune, store):
