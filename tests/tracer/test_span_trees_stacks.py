@@ -285,6 +285,7 @@ def test_a_program_below_anything_else_of_ours_is_warned_of() -> None:
     assert [str(warning.message) for warning in caught] == [
         "@module 'ask' stands above @program, so it is in no rollout; put @program on top"
     ]
+    assert caught[0].filename == __file__  # where it was written, not somewhere in ours
 
 
 def test_a_module_above_a_tool_is_warned_of() -> None:
