@@ -57,11 +57,7 @@ class Capture:
             is_verbatim: texts are kept to the letter, also those that are JSON with
                 secrets in it: messages, which are what is learned from.
         """
-        if type(value) is str and value[:1] not in _JSON_OPENINGS:
-            is_plain = len(value) <= limit
-        else:
-            is_plain = _is_plain(value, limit, is_verbatim)
-        if is_plain and self._redact is None:
+        if self._redact is None and _is_plain(value, limit, is_verbatim):
             try:
                 text = orjson.dumps(value)
             except Exception:  # noqa: BLE001  half a surrogate pair, a number beyond 64 bits: the careful way takes it
@@ -96,6 +92,8 @@ class Capture:
 
 def _is_plain(value: object, limit: int, is_verbatim: bool) -> bool:
     """Whether a value is small, JSON through and through, and names no secret: a quick look that may say no."""
+    if type(value) is str and value[:1] not in _JSON_OPENINGS:
+        return len(value) <= limit
     waiting: list[Any] = [value]
     for seen, item in enumerate(waiting):  # which grows meanwhile
         kind = type(item)
