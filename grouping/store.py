@@ -270,7 +270,7 @@ class Store:
 
         Example:
             >>> store = Store("deleted.duckdb")
-            >>> ids = store.add_rollouts([{"run": "try-1"}, {"run": "try-2"}])
+            >>> ids = store.add_rollouts([{"run": run, "example_id": "q1", "calls": []} for run in ("try-1", "try-2")])
             >>> store.delete("run = 'try-1'")
             1
         """

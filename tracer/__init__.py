@@ -6,7 +6,8 @@ spool beside a store. Nothing here knows the store, a trainer or an LM client.
 
 from tracetune.tracer.calls import Choice, LMCall, record_call
 from tracetune.tracer.decorators import is_program, module, program, tool
-from tracetune.tracer.rollouts import RolloutHandle, policy, reward, rollout, scoring
+from tracetune.tracer.rollouts import RolloutHandle, policy, rollout
+from tracetune.tracer.scores import reward, scoring
 from tracetune.tracer.session import Recording, recording, spool_folder
 from tracetune.tracer.spool import Spool, SpoolCounts
 

@@ -7,6 +7,8 @@ it began in.
 
 from __future__ import annotations
 
+import atexit
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -18,8 +20,8 @@ from opentelemetry.trace import SpanKind
 from tracetune.tracer import foreign, names, session, sources
 from tracetune.tracer.capture import MESSAGES_LIMIT
 from tracetune.tracer.messages import to_genai
-from tracetune.tracer.outcomes import record_failure, status_of
-from tracetune.tracer.scope import OpenCall, Scope, current_scope, with_scope_and_span
+from tracetune.tracer.outcomes import FAILED, record_failure, status_of
+from tracetune.tracer.scope import OpenCall, Scope, current_scope, with_scope, with_scope_and_span
 from tracetune.tracer.spans import RecordedSpan
 from tracetune.types import Call, Sampling
 
@@ -32,6 +34,9 @@ _SAMPLING = {
     "stop": names.STOP,
     "n": names.CHOICE_COUNT,
 }
+
+# The calls that are being made.
+_open: set[weakref.ref[LMCall]] = set()
 
 
 class Choice(NamedTuple):
@@ -59,7 +64,7 @@ class LMCall:
         True
     """
 
-    def __init__(self, recorder: session.Session, scope: Scope, span: RecordedSpan, open_call: OpenCall) -> None:
+    def __init__(self, recorder: session.Session, scope: Scope, span: RecordedSpan | None, open_call: OpenCall) -> None:
         self.id = open_call.span_id
         self.module = scope.execution.module if scope.execution is not None else None
         self._recorder = recorder
@@ -69,6 +74,12 @@ class LMCall:
         self._messages: list[dict[str, Any]] = []
         self._shortened: list[str] = []
         self._has_ended = False
+        self._generation = sources.generation
+        _open.add(weakref.ref(self, _open.discard))
+
+    def __del__(self) -> None:
+        """A call that nobody ended, a stream that was dropped say, is recorded all the same."""
+        self._interrupt()
 
     @classmethod
     def begin(
@@ -119,11 +130,16 @@ class LMCall:
         provider: str,
         started_at: int | None,
     ) -> LMCall:
-        parts = to_genai(messages)
         if scope.rollout is not None and not scope.rollout.has_started:
             scope.rollout.start()
-        attributes = scope.call_attributes()
+        is_kept = scope.rollout is None or scope.rollout.is_sampled
+        parts = to_genai(messages) if is_kept else []
         turn = scope.next_turn()
+        if not is_kept:
+            call = cls(recorder, scope, None, OpenCall(f"{sources.span_id():016x}", turn))
+            call._messages = [dict(message) for message in messages]
+            return call
+        attributes = scope.call_attributes()
         attributes[names.TURN] = turn
         enclosing = trace.get_current_span()
         if names.LM_PARENT not in attributes and foreign.is_lm_span(enclosing):
@@ -142,12 +158,14 @@ class LMCall:
             start_time=started_at or sources.now(),
         )
         call = cls(recorder, scope, span, OpenCall(span.id, turn))
-        call._capture(names.INPUT_MESSAGES, parts)
+        call._capture(span, names.INPUT_MESSAGES, parts)
         call._messages = [dict(message) for message in messages]
         return call
 
     def headers(self) -> dict[str, str]:
         """The request headers by which a policy endpoint knows this call."""
+        if self._span is None:
+            return {}  # the endpoint's records would be claimed by no call
         headers = {names.HEADER_CALL: self.id}
         if self.module is not None and self.module.isascii() and self.module.isprintable():
             headers[names.HEADER_MODULE] = self.module
@@ -158,7 +176,9 @@ class LMCall:
         """Make the request inside this block: what other instrumentations see of it belongs to this call."""
         scope = self._scope
         inner = Scope(scope.setting, scope.rollout, scope.executions, scope.execution, self._open, scope.call_kind)
-        token = otel_context.attach(with_scope_and_span(inner, self._span, otel_context.get_current()))
+        here = otel_context.get_current()
+        within = with_scope(inner, here) if self._span is None else with_scope_and_span(inner, self._span, here)
+        token = otel_context.attach(within)
         try:
             yield
         finally:
@@ -209,24 +229,48 @@ class LMCall:
         ended_at: int | None,
     ) -> None:
         scope, rollout = self._scope, self._scope.rollout
+        if self._generation != sources.generation:
+            return  # it began in the process that this one was forked from, and ends there
+        is_late = rollout is not None and rollout.is_late(scope.call_kind)
+        if self._span is not None:
+            self._close(self._span, attributes, choices, error, ended_at)
+        if rollout is not None and not is_late and scope.call_kind == "call" and not self._open.has_inner:
+            response_id = attributes.get(names.RESPONSE_ID)
+            rollout.calls.extend(self._calls(rollout.id, response_id, choices, status_of(error)))
+
+    def _close(
+        self,
+        span: RecordedSpan,
+        attributes: dict[str, Any],
+        choices: Sequence[Choice],
+        error: BaseException | None,
+        ended_at: int | None,
+    ) -> None:
+        scope = self._scope
         if choices:
-            self._capture(names.OUTPUT_MESSAGES, [_output_message(choice) for choice in choices])
+            self._capture(span, names.OUTPUT_MESSAGES, [_output_message(choice) for choice in choices])
         if any(choice.finish_reason for choice in choices):
             attributes[names.FINISH_REASONS] = [choice.finish_reason or "" for choice in choices]
         if error is not None:
-            record_failure(self._span, error, attributes, self._recorder.capture)
+            record_failure(span, error, attributes, self._recorder.capture)
         if self._shortened:
             attributes[names.TRUNCATED] = self._shortened
         if scope.execution is not None and scope.execution.is_unordered:
             attributes[names.UNORDERED] = True
-        is_late = rollout is not None and rollout.is_late(scope.call_kind)
-        if is_late:
+        if scope.rollout is not None and scope.rollout.is_late(scope.call_kind):
             attributes[names.LATE] = True
-        self._span.set_attributes(attributes)
-        self._span.end(ended_at or sources.now())
-        if rollout is not None and not is_late and scope.call_kind == "call" and not self._open.has_inner:
-            response_id = attributes.get(names.RESPONSE_ID)
-            rollout.calls.extend(self._calls(rollout.id, response_id, choices, status_of(error)))
+        span.set_attributes(attributes)
+        span.end(ended_at or sources.now())
+
+    def _interrupt(self) -> None:
+        if self._has_ended or self._span is None or self._generation != sources.generation:
+            return
+        self._has_ended = True
+        try:
+            self._span.set_status(FAILED)
+            self._close(self._span, {names.ERROR_TYPE: "interrupted"}, (), None, None)
+        except Exception as failure:  # noqa: BLE001  as in `end`
+            _complain(self._recorder, failure)
 
     def fail(self, error: BaseException) -> None:
         """End a call that brought nothing back but an exception."""
@@ -236,11 +280,11 @@ class LMCall:
         """Warn, once in a recording, that what came back is not as the adapter knows it; the program has it anyhow."""
         _complain(self._recorder, error)
 
-    def _capture(self, attribute: str, messages: list[dict[str, Any]]) -> None:
-        text, is_shortened = self._recorder.capture.json(messages, MESSAGES_LIMIT)
+    def _capture(self, span: RecordedSpan, attribute: str, messages: list[dict[str, Any]]) -> None:
+        text, is_shortened = self._recorder.capture.json(messages, MESSAGES_LIMIT, is_verbatim=True)
         if is_shortened:
             self._shortened.append(attribute)
-        self._span.set_attribute(attribute, text)
+        span.set_attribute(attribute, text)
 
     def _calls(
         self, rollout_id: str, response_id: str | None, choices: Sequence[Choice], status: str
@@ -318,3 +362,14 @@ def _complain(recorder: session.Session, error: Exception) -> None:
     recorder.warn_once(
         "calls", f"an LM call could not be recorded ({type(error).__name__}: {error}); the program went on without"
     )
+
+
+def _interrupt_all() -> None:
+    for reference in list(_open):
+        call = reference()
+        if call is not None:
+            call._interrupt()
+
+
+# Runs before the spool closes, which was imported earlier.
+atexit.register(_interrupt_all)

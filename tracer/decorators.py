@@ -7,9 +7,11 @@ function (plain, async, generator, async generator) is run meanwhile.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
-from collections.abc import Callable
+import types
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, TypeVar, overload
 
 from opentelemetry import context as otel_context
@@ -17,12 +19,29 @@ from opentelemetry import context as otel_context
 from tracetune.errors import InvalidInput
 from tracetune.tracer import session
 from tracetune.tracer.executions import Traced
-from tracetune.tracer.generators import drive, drive_async
+from tracetune.tracer.generators import carry_on, drive, drive_async, is_begun_work
+from tracetune.tracer.warn import warn
 
 # The decorated thing keeps its own type: its parameters, its result, whether it is a method of any sort.
 Function = TypeVar("Function", bound="Callable[..., Any] | classmethod[Any, Any, Any]")
 Key = Callable[..., object]
 _KIND = "__tracetune_kind__"
+
+
+@contextlib.contextmanager
+def _manager() -> Iterator[None]:
+    yield
+
+
+@contextlib.asynccontextmanager
+async def _async_manager() -> AsyncIterator[None]:
+    yield
+
+
+# What contextlib makes of a function has the same code whatever the function.
+_CONTEXT_MANAGERS = (_manager.__code__, _async_manager.__code__)
+_WORK = frozenset((types.CoroutineType, types.GeneratorType, types.AsyncGeneratorType))
+_WRAPPED_VALUES = (property, functools.cached_property)
 
 
 @overload
@@ -107,6 +126,8 @@ def is_program(function: Callable[..., Any]) -> bool:
         >>> is_program(program(str.lower)), is_program(str.lower)
         (True, False)
     """
+    while isinstance(function, functools.partial):
+        function = function.func
     return getattr(function, _KIND, None) == "program"
 
 
@@ -122,25 +143,71 @@ def _decorate(kind: str, function: Any, key: Key | None) -> Any:
 def _decorated(kind: str, function: Any, name: str | None, key: Key | None) -> Any:
     if isinstance(function, staticmethod | classmethod):
         return type(function)(_decorated(kind, function.__func__, name, key))
+    if isinstance(function, _WRAPPED_VALUES):
+        raise InvalidInput(f"@{kind} stands above @{type(function).__name__}; put it below, on the function itself")
     if isinstance(function, type) or not callable(function):
         raise InvalidInput(f"@{kind} decorates a function or a method, not {function!r:.80}")
     traced = Traced(kind, function, name, key)
+    _warn_of_order(traced, function)
     is_object = not (inspect.isroutine(function) or isinstance(function, functools.partial))
     body = type(function).__call__ if is_object else function
     if inspect.isasyncgenfunction(body):
         wrapper = _async_generator(traced, function)
+    elif inspect.iscoroutinefunction(body) or _is_awaitable_generator(body):
+        wrapper = _coroutine(traced, function)
     elif inspect.isgeneratorfunction(body):
         wrapper = _generator(traced, function)
-    elif inspect.iscoroutinefunction(body):
-        wrapper = _coroutine(traced, function)
     else:
         wrapper = _plain(traced, function)
     wrapper = functools.wraps(function)(wrapper)
+    _keep_methods(function, wrapper)
     setattr(wrapper, _KIND, kind)
     return wrapper
 
 
+def _warn_of_order(traced: Traced, function: Any) -> None:
+    """Warn where another order of decorators would record what this one loses."""
+    below = getattr(function, _KIND, None)
+    name = traced.name
+    if traced.kind != "program" and below == "program":
+        warn(f"@{traced.kind} {name!r} stands above @program, so it is in no rollout; put @program on top")
+    elif traced.kind == "module" and below == "tool":
+        warn(f"@module {name!r} stands above @tool, so its calls are the tool's and are not trained; put @module below")
+    elif getattr(function, "__code__", None) in _CONTEXT_MANAGERS:
+        warn(
+            f"@{traced.kind} {name!r} stands above a context manager's decorator, so it records that one is made, "
+            f"not what happens in it; put @{traced.kind} below, on the function itself"
+        )
+
+
+def _is_awaitable_generator(function: Any) -> bool:
+    """Whether it was made by `types.coroutine`: a generator function whose result is awaited."""
+    code = getattr(_innermost(function), "__code__", None)
+    return isinstance(code, types.CodeType) and bool(code.co_flags & inspect.CO_ITERABLE_COROUTINE)
+
+
+def _innermost(function: Any) -> Any:
+    """The function below all decorators that say what they wrap."""
+    try:
+        return inspect.unwrap(function)
+    except ValueError:  # it says that it wraps itself
+        return function
+
+
+def _keep_methods(function: Any, wrapper: Any) -> None:
+    """A callable that is more than a function keeps what else it can do: `lru_cache` its `cache_clear`, say."""
+    if isinstance(function, types.FunctionType | types.MethodType | types.BuiltinFunctionType | functools.partial):
+        return
+    for name in dir(type(function)):
+        if not name.startswith("_") and callable(inspect.getattr_static(type(function), name)):
+            setattr(wrapper, name, getattr(function, name))
+
+
 def _plain(traced: Traced, function: Callable[..., Any]) -> Callable[..., Any]:
+    # What a decorator in between makes of a generator function is called like any function, and gives a generator.
+    innermost = _innermost(function)
+    hides_generator = inspect.isgeneratorfunction(innermost) or inspect.isasyncgenfunction(innermost)
+
     def call(*args: Any, **kwargs: Any) -> Any:
         recorder = session.active
         if recorder is None or (execution := traced.begin(recorder, args, kwargs)) is None:
@@ -153,6 +220,8 @@ def _plain(traced: Traced, function: Callable[..., Any]) -> Callable[..., Any]:
             execution.end(error=error)
             raise
         otel_context.detach(token)
+        if type(result) in _WORK and is_begun_work(result, (*args, *kwargs.values()), hides_generator):
+            return carry_on(execution, result)
         execution.end(result)
         return result
 

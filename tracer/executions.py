@@ -6,8 +6,11 @@ fails the function runs as if it were not decorated, and one warning says so.
 
 from __future__ import annotations
 
+import atexit
 import inspect
+import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from opentelemetry import context as otel_context
@@ -16,11 +19,18 @@ from opentelemetry.trace import SpanKind
 
 from tracetune.errors import InvalidInput
 from tracetune.tracer import names, sources
-from tracetune.tracer.outcomes import record_failure
+from tracetune.tracer.capture import VALUE_LIMIT
+from tracetune.tracer.outcomes import FAILED, record_failure
 from tracetune.tracer.rollouts import RolloutHandle
-from tracetune.tracer.scope import Execution, Executions, Scope, Setting, current_scope, with_scope_and_span
+from tracetune.tracer.scope import Execution, Executions, Scope, current_scope, with_scope, with_scope_and_span
 from tracetune.tracer.session import Session
 from tracetune.tracer.spans import RecordedSpan
+
+# How many items the span of a generator shows; a stream may be endless.
+ITEMS_LIMIT = 1000
+
+# The executions of this process that are under way, here or put aside.
+_open: set[OpenExecution] = set()
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
@@ -78,25 +88,28 @@ class Traced:
         key = self._key_of(recorder, arguments) if self._key is not None else ""
         if self._owner is not None:
             arguments.pop(self._owner, None)
-        input_json, is_shortened = recorder.capture.json(arguments)
 
         rollout, executions, is_root = scope.rollout, scope.executions, False
         if self.kind == "program" and rollout is None:
             setting = scope.setting
             if setting.session is None:
-                setting = Setting(recorder, setting.run, setting.split, setting.step, setting.policy)
-            rollout = RolloutHandle(setting, id=sources.new_id(), example_id=None, index=0)
+                setting = replace(setting, session=recorder, sample=recorder.scope.setting.sample)
+            rollout = RolloutHandle(setting, id=sources.new_id(), ends_with_program=True)
             executions = rollout.executions
         if rollout is not None:
             is_root = self.kind == "program" and scope.call_kind == "call" and rollout.claim(self.name, arguments)
-            if not rollout.has_started:
-                rollout.start(input_json if is_root else "")
         if executions is None:
             executions = Executions()  # a module that is called outside any program
-
         execution = Execution(self.name, key, scope.execution)
         execution.enter(executions)
         inner = Scope(scope.setting, rollout, executions, execution, None, scope.call_kind)
+        if rollout is not None and not rollout.is_sampled:
+            rollout.start()
+            return OpenExecution(self, recorder, None, inner, with_scope(inner, parent_context), is_root, [])
+
+        input_json, is_shortened = recorder.capture.json(arguments)
+        if rollout is not None and not rollout.has_started:
+            rollout.start(input_json if is_root else "")
         attributes = inner.attributes()
         attributes[names.KIND] = self.kind
         attributes[names.MODULE] = self.name
@@ -132,19 +145,22 @@ class Traced:
 
 
 class OpenExecution:
-    """An execution whose span is open.
+    """An execution that has begun and not ended.
+
+    Args:
+        span: None where its rollout is not sampled.
 
     Attributes:
         context: what the function must run in.
     """
 
-    __slots__ = ("_is_root", "_recorder", "_scope", "_shortened", "_span", "_traced", "context")
+    __slots__ = ("_is_root", "_items", "_recorder", "_scope", "_shortened", "_span", "_traced", "context")
 
     def __init__(
         self,
         traced: Traced,
         recorder: Session,
-        span: RecordedSpan,
+        span: RecordedSpan | None,
         scope: Scope,
         context: Context,
         is_root: bool,
@@ -157,39 +173,121 @@ class OpenExecution:
         self._scope = scope
         self._is_root = is_root
         self._shortened = shortened
+        self._items: _Items | None = None
+        _open.add(self)
 
-    def end(self, result: Any = None, *, error: BaseException | None = None, is_shortened: bool = False) -> None:
-        """Close the span with what the function gave or raised."""
+    def streams(self) -> None:
+        """It is a generator's: the items that it gives are its output."""
+        self._items = _Items()
+
+    def gave(self, item: Any) -> None:
+        """A generator has given one more item."""
         try:
-            self._end(result, error, is_shortened)
+            assert self._items is not None  # it streams
+            self._items.add(item, self._recorder, is_kept=self._is_root, is_shown=self._span is not None)
         except Exception as failure:  # noqa: BLE001  tracing must not raise into the program
             _complain(self._recorder, self._traced, failure)
 
-    def _end(self, result: Any, error: BaseException | None, is_shortened: bool) -> None:
+    def end(self, result: Any = None, *, error: BaseException | None = None) -> None:
+        """Close the span with what the function gave or raised; only the first end counts."""
+        try:
+            _open.remove(self)
+        except KeyError:
+            return  # or it began in the process that this one was forked from, and ends there
+        try:
+            self._end(result, error)
+        except Exception as failure:  # noqa: BLE001  tracing must not raise into the program
+            _complain(self._recorder, self._traced, failure)
+
+    def interrupt(self) -> None:
+        """Close the span although the function has not returned: the process ends."""
+        _open.discard(self)
+        if self._span is None:
+            return
+        attributes: dict[str, Any] = {names.STATUS: "interrupted"}
+        try:
+            if self._items is not None:
+                attributes[names.OUTPUT] = self._output(None)
+            self._span.set_status(FAILED)
+            self._close(self._span, attributes)
+        except Exception as failure:  # noqa: BLE001  as in `end`
+            _complain(self._recorder, self._traced, failure)
+
+    def _end(self, result: Any, error: BaseException | None) -> None:
         scope, execution = self._scope, self._scope.execution
         assert execution is not None  # `begin` made it
         execution.leave()
         attributes: dict[str, Any] = {}
         output_json: str | None = None
-        if error is None:
-            output_json, was_long = self._recorder.capture.json(result)
-            attributes[names.OUTPUT] = output_json
-            if was_long or is_shortened:
-                self._shortened.append(names.OUTPUT)
-        else:
-            record_failure(self._span, error, attributes, self._recorder.capture)
+        if self._span is not None:
+            if error is None:
+                output_json = attributes[names.OUTPUT] = self._output(result)
+            else:
+                record_failure(self._span, error, attributes, self._recorder.capture)
+            self._close(self._span, attributes)
+        if self._is_root and scope.rollout is not None:
+            output = result if self._items is None else self._items.kept
+            ended_at = self._span.end_time if self._span is not None else None
+            scope.rollout.program_ended(error, output, output_json, ended_at or sources.now())
+
+    def _output(self, result: Any) -> str:
+        text, is_shortened = self._recorder.capture.json(result) if self._items is None else self._items.json()
+        if is_shortened:
+            self._shortened.append(names.OUTPUT)
+        return text
+
+    def _close(self, span: RecordedSpan, attributes: dict[str, Any]) -> None:
+        scope = self._scope
         if self._shortened:
             attributes[names.TRUNCATED] = self._shortened
-        if execution.is_unordered:
+        if scope.execution is not None and scope.execution.is_unordered:
             attributes[names.UNORDERED] = True
-        rollout = scope.rollout
-        if rollout is not None:
-            if rollout.is_late(scope.call_kind):
-                attributes[names.LATE] = True
-            if self._is_root:
-                rollout.program_ended(error, result, output_json)
-        self._span.set_attributes(attributes)
-        self._span.end(sources.now())
+        if scope.rollout is not None and scope.rollout.is_late(scope.call_kind):
+            attributes[names.LATE] = True
+        span.set_attributes(attributes)
+        span.end(sources.now())
+
+
+class _Items:
+    """What a generator has given: shown as text at once, so that nothing is kept alive by being traced.
+
+    Attributes:
+        kept: the items themselves, of a program's generator: they are what is rewarded.
+    """
+
+    __slots__ = ("_is_shortened", "_left", "_parts", "kept")
+
+    def __init__(self) -> None:
+        self.kept: list[Any] = []
+        self._parts: list[str] = []
+        self._left = VALUE_LIMIT
+        self._is_shortened = False
+
+    def add(self, item: Any, recorder: Session, *, is_kept: bool, is_shown: bool) -> None:
+        if is_kept and len(self.kept) < ITEMS_LIMIT:
+            self.kept.append(item)
+        if not is_shown or self._is_shortened:
+            return
+        if self._left <= 0 or len(self._parts) == ITEMS_LIMIT:
+            self._is_shortened = True
+            return
+        text, self._is_shortened = recorder.capture.json(item, self._left)
+        self._parts.append(text)
+        self._left -= len(text) + 1
+
+    def json(self) -> tuple[str, bool]:
+        return f"[{','.join(self._parts)}]", self._is_shortened
+
+
+def _interrupt_all() -> None:
+    for execution in list(_open):
+        execution.interrupt()
+
+
+# Runs before the spool closes, which was imported earlier.
+atexit.register(_interrupt_all)
+# A forked child leaves what its parent had begun to its parent.
+os.register_at_fork(after_in_child=_open.clear)
 
 
 def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:

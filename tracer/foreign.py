@@ -2,7 +2,8 @@
 
 An application that traces itself has a tracer provider of its own, and libraries that
 instrument language models end their spans there. One processor on that provider copies
-those spans, stamped with the scope that they started in. Where none of our decorators
+those spans, stamped with the scope that they started in and without the secrets that
+their names tell of. Where none of our decorators
 says whose call it is, the spans around it are copied too: one of them names the module.
 The SDK can't take a processor away again, so it stays there and does nothing while
 nothing records.
@@ -11,19 +12,24 @@ nothing records.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry import trace
 from opentelemetry.context import Context
-from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace import Event, ReadableSpan, Span, SpanProcessor, TracerProvider
 
-from tracetune.tracer import names
+from tracetune.tracer import names, redaction
+from tracetune.tracer.capture import MESSAGES_LIMIT, Capture
 from tracetune.tracer.scope import Scope, current_scope
 
 if TYPE_CHECKING:
     from tracetune.tracer.session import Session
 
 _LM_OPERATIONS = (None, "chat", "text_completion", "generate_content")
+
+# Attributes whose names have these hold what a model was asked or answered, which is kept to the letter.
+_MESSAGE_WORDS = ("message", "prompt", "completion")
 
 _session: Session | None = None
 _watched: weakref.WeakSet[TracerProvider] = weakref.WeakSet()
@@ -76,6 +82,8 @@ class _Copy(SpanProcessor):
         session = _session
         if session is None or scope is None:
             return
+        if scope.rollout is not None and not scope.rollout.is_sampled:
+            return
         if is_lm_span(span):
             stamps = scope.call_attributes()
             stamps[names.TURN] = scope.next_turn() if scope.lm_call is None else scope.lm_call.turn
@@ -89,17 +97,18 @@ class _Copy(SpanProcessor):
             self._enclosing.add(span.parent.span_id)
         if scope.rollout is not None and scope.rollout.is_late(scope.call_kind):
             stamps[names.LATE] = True
-        session.spool.write_span(_stamped(span, stamps))
+        session.spool.write_span(_stamped(span, stamps, session.capture))
 
 
-def _stamped(span: ReadableSpan, stamps: dict[str, Any]) -> ReadableSpan:
+def _stamped(span: ReadableSpan, stamps: dict[str, Any], capture: Capture) -> ReadableSpan:
+    events = [Event(event.name, _kept(event.attributes or {}, capture), event.timestamp) for event in span.events]
     return ReadableSpan(
         name=span.name,
         context=span.context,
         parent=span.parent,
         resource=span.resource,
-        attributes={**(span.attributes or {}), **stamps},
-        events=span.events,
+        attributes={**_kept(span.attributes or {}, capture), **stamps},
+        events=events,
         links=span.links,
         kind=span.kind,
         status=span.status,
@@ -107,3 +116,23 @@ def _stamped(span: ReadableSpan, stamps: dict[str, Any]) -> ReadableSpan:
         end_time=span.end_time,
         instrumentation_scope=span.instrumentation_scope,
     )
+
+
+def _kept(attributes: Mapping[str, Any], capture: Capture) -> dict[str, Any]:
+    """Attributes as another instrumentation has them, without secrets and not endless."""
+    kept: dict[str, Any] = {}
+    shortened = []
+    for name, value in attributes.items():
+        if redaction.is_secret(name):
+            kept[name] = redaction.REDACTED
+        elif isinstance(value, str):
+            is_message = any(word in name for word in _MESSAGE_WORDS)
+            text = value if is_message or not redaction.is_json(value) else redaction.redacted_json(value)
+            kept[name], is_cut = capture.cut(text, MESSAGES_LIMIT)
+            if is_cut:
+                shortened.append(name)
+        else:
+            kept[name] = value
+    if shortened:
+        kept[names.TRUNCATED] = shortened
+    return kept

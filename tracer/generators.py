@@ -1,25 +1,29 @@
-"""Generators and async generators as one span each, from the first item to the last.
+"""Work that goes on after the function that began it has returned: generators, async generators, coroutines.
 
-The body runs in a copy of the context in which the generator was made, so that whatever
-it calls is its child however often it is put aside, and its consumer's context is never
-touched. A generator that is closed early has ended well.
+A generator is one span, from the first item to the last. OpenTelemetry's context, which
+holds the current span and our scope, is the generator's own while its body runs and its
+consumer's while it does not; so whatever the body calls is its child however often it is
+put aside. All other context variables are the consumer's, as in a bare generator. A
+generator that is closed early has ended well.
 """
 
 from __future__ import annotations
 
-import contextvars
 import functools
+import inspect
+import sys
 import types
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
+import weakref
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Mapping
 from typing import Any
 
 from opentelemetry import context as otel_context
+from opentelemetry.context import Context
 
 from tracetune.tracer.executions import OpenExecution, Traced
 from tracetune.tracer.session import Session
 
-# How many items the span's output shows; a stream may be endless.
-ITEMS_LIMIT = 1000
+_Begin = Callable[[], OpenExecution | None]
 
 
 def drive(
@@ -29,8 +33,8 @@ def drive(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
 ) -> Generator[Any, Any, Any]:
-    """The same generator, traced."""
-    return _drive(generator, contextvars.copy_context(), lambda: traced.begin(recorder, args, kwargs))
+    """The same generator, traced; its execution begins with the first item, under whoever called this."""
+    return _drive(generator, otel_context.get_current(), lambda: traced.begin(recorder, args, kwargs))
 
 
 def drive_async(
@@ -41,71 +45,135 @@ def drive_async(
     kwargs: Mapping[str, Any],
 ) -> AsyncGenerator[Any, Any]:
     """The same async generator, traced."""
-    return _drive_async(generator, contextvars.copy_context(), lambda: traced.begin(recorder, args, kwargs))
+    return _drive_async(generator, otel_context.get_current(), lambda: traced.begin(recorder, args, kwargs))
 
 
-def _drive(
-    generator: Generator[Any, Any, Any], context: contextvars.Context, begin: Callable[[], OpenExecution | None]
-) -> Generator[Any, Any, Any]:
-    work = _Work(context.run(_enter, begin))
+def is_begun_work(result: object, args: tuple[Any, ...], is_any: bool) -> bool:
+    """Whether what a function returned is work of its own that has yet to be done.
+
+    Args:
+        result: what it returned.
+        args: what it was called with; what it only passes on is not its own.
+        is_any: generators as well as coroutines.
+    """
+    if isinstance(result, types.CoroutineType):
+        is_new = inspect.getcoroutinestate(result) == inspect.CORO_CREATED
+    elif is_any and isinstance(result, types.GeneratorType):
+        is_new = inspect.getgeneratorstate(result) == inspect.GEN_CREATED
+    else:
+        is_new = is_any and isinstance(result, types.AsyncGeneratorType)
+    return is_new and not any(result is argument for argument in args)
+
+
+def carry_on(execution: OpenExecution, work: Any) -> Any:
+    """The same coroutine or generator; the execution that returned it lasts until it is done."""
+    if isinstance(work, types.CoroutineType):
+        carried: Any = _carry_coroutine(execution, work)
+    elif isinstance(work, types.GeneratorType):
+        carried = _drive(work, execution.context, lambda: execution)
+    else:
+        carried = _drive_async(work, execution.context, lambda: execution)
+    carried.__name__, carried.__qualname__ = work.__name__, work.__qualname__
+    weakref.finalize(carried, _dropped, execution, work).atexit = False
+    return carried
+
+
+def _dropped(execution: OpenExecution, work: Any) -> None:
+    """Work that nobody ever asked for does not end by itself; who asks for it has ended it already."""
+    execution.end()
+    if isinstance(work, types.CoroutineType):
+        work.close()  # one warning that it was never awaited is enough
+
+
+async def _carry_coroutine(execution: OpenExecution, work: Coroutine[Any, Any, Any]) -> Any:
+    place = _Place(execution.context)
+    try:
+        result = await _awaited(place, work)
+    except BaseException as error:
+        execution.end(error=error)
+        raise
+    execution.end(result)
+    return result
+
+
+def _drive(generator: Generator[Any, Any, Any], made_in: Context, begin: _Begin) -> Generator[Any, Any, Any]:
+    execution, place = _enter(made_in, begin)
     step: Callable[[], Any] = functools.partial(next, generator)
     try:
         while True:
-            item = work.saw(context.run(step))
+            item = place.run(step)
+            if execution is not None:
+                execution.gave(item)
             try:
                 sent = yield item
             except GeneratorExit:
-                context.run(generator.close)
+                place.run(generator.close)
                 raise
             except BaseException as thrown:  # noqa: BLE001  it is the body's to handle
                 step = functools.partial(generator.throw, thrown)
             else:
                 step = functools.partial(generator.send, sent)
     except StopIteration as stop:
-        work.end()
+        _end(execution)
         return stop.value
     except GeneratorExit:
-        work.end()
+        _end(execution)
         raise
     except BaseException as error:
-        work.end(error)
+        _end(execution, error)
         raise
 
 
 async def _drive_async(
-    generator: AsyncGenerator[Any, Any], context: contextvars.Context, begin: Callable[[], OpenExecution | None]
+    generator: AsyncGenerator[Any, Any], made_in: Context, begin: _Begin
 ) -> AsyncGenerator[Any, Any]:
-    work = _Work(context.run(_enter, begin))
-    step: Awaitable[Any] = generator.__anext__()
+    execution, place = _enter(made_in, begin)
+    step: Awaitable[Any] = _first(generator)
     try:
         while True:
-            item = work.saw(await _awaited(context, step))
+            item = await _awaited(place, step)
+            if execution is not None:
+                execution.gave(item)
             try:
                 sent = yield item
             except GeneratorExit:
-                await _awaited(context, generator.aclose())
+                await _awaited(place, generator.aclose())
                 raise
             except BaseException as thrown:  # noqa: BLE001  it is the body's to handle
                 step = generator.athrow(thrown)
             else:
                 step = generator.asend(sent)
     except (StopAsyncIteration, GeneratorExit) as end:
-        work.end()
+        _end(execution)
         if isinstance(end, GeneratorExit):
             raise
     except BaseException as error:
-        work.end(error)
+        _end(execution, error)
         raise
 
 
+def _first(generator: AsyncGenerator[Any, Any]) -> Awaitable[Any]:
+    """The first step of an async generator that the event loop does not get to know of.
+
+    A loop closes at its end all that it knows of, at once: it would close the generator
+    while its driver closes it too.
+    """
+    hooks = sys.get_asyncgen_hooks()
+    sys.set_asyncgen_hooks(None, None)
+    try:
+        return generator.__anext__()
+    finally:
+        sys.set_asyncgen_hooks(*hooks)
+
+
 @types.coroutine
-def _awaited(context: contextvars.Context, awaitable: Awaitable[Any]) -> Generator[Any, Any, Any]:
-    """Await in another context: each step of the awaited thing runs there."""
+def _awaited(place: _Place, awaitable: Awaitable[Any]) -> Generator[Any, Any, Any]:
+    """Await in another place: each step of the awaited thing runs there."""
     steps: Any = awaitable.__await__()
     step: Callable[[], Any] = functools.partial(next, steps)
     while True:
         try:
-            waits_for = context.run(step)
+            waits_for = place.run(step)
         except StopIteration as stop:
             return stop.value
         try:
@@ -116,28 +184,29 @@ def _awaited(context: contextvars.Context, awaitable: Awaitable[Any]) -> Generat
             step = functools.partial(steps.send, answer)
 
 
-def _enter(begin: Callable[[], OpenExecution | None]) -> OpenExecution | None:
-    execution = begin()
+class _Place:
+    """The OpenTelemetry context of a body that is run step by step."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    def run(self, step: Callable[[], Any]) -> Any:
+        """Run one step there, and keep what the body has made of it for the next."""
+        token = otel_context.attach(self._context)
+        try:
+            return step()
+        finally:
+            self._context = otel_context.get_current()
+            otel_context.detach(token)
+
+
+def _enter(made_in: Context, begin: _Begin) -> tuple[OpenExecution | None, _Place]:
+    execution = _Place(made_in).run(begin)
     if execution is not None:
-        otel_context.attach(execution.context)  # in the generator's own copy: there is nothing to restore
-    return execution
+        execution.streams()
+    return execution, _Place(made_in if execution is None else execution.context)
 
 
-class _Work:
-    """A generator's execution, with the items that it has given."""
-
-    def __init__(self, execution: OpenExecution | None) -> None:
-        self._execution = execution
-        self._items: list[Any] = []
-        self._is_shortened = False
-
-    def saw(self, item: Any) -> Any:
-        if len(self._items) < ITEMS_LIMIT:
-            self._items.append(item)
-        else:
-            self._is_shortened = True
-        return item
-
-    def end(self, error: BaseException | None = None) -> None:
-        if self._execution is not None:
-            self._execution.end(self._items, error=error, is_shortened=self._is_shortened)
+def _end(execution: OpenExecution | None, error: BaseException | None = None) -> None:
+    if execution is not None:
+        execution.end(error=error)

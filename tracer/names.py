@@ -41,7 +41,8 @@ TRUNCATED = "tracetune.truncated"
 # Arguments and result of a decorated function, as JSON.
 INPUT = "tracetune.input"
 OUTPUT = "tracetune.output"
-# Why a span failed: the exception's qualified name, and "format_error" where it was one.
+# Why a span failed: the exception's qualified name, or "interrupted" for a call that nobody ended; and "format_error"
+# where it was one, "interrupted" for an execution that was still open when its process ended.
 ERROR_TYPE = "error.type"
 STATUS = "tracetune.status"
 

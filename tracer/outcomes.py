@@ -9,11 +9,12 @@ from opentelemetry.trace import Span, Status, StatusCode
 
 from tracetune.errors import FormatError
 from tracetune.tracer import names, sources
+from tracetune.tracer.capture import VALUE_LIMIT
 
 if TYPE_CHECKING:
     from tracetune.tracer.capture import Capture
 
-_FAILED = Status(StatusCode.ERROR)
+FAILED = Status(StatusCode.ERROR)
 
 
 def error_type(error: BaseException) -> str:
@@ -33,8 +34,11 @@ def record_failure(span: Span, error: BaseException, attributes: dict[str, Any],
     """Say in a span, and in the attributes it is about to be given, why it failed."""
     attributes[names.STATUS] = status_of(error)
     attributes[names.ERROR_TYPE] = error_type(error)
-    span.set_status(_FAILED)
-    event = {name: capture.text(text) for name, text in exception_event(error).items()}
+    span.set_status(FAILED)
+    # The end of a stack trace says most, and so does the beginning of a message, which may quote all that failed.
+    event = exception_event(error)
+    event["exception.stacktrace"] = event["exception.stacktrace"][-VALUE_LIMIT:]
+    event = {name: capture.text(text, VALUE_LIMIT) for name, text in event.items()}
     span.add_event("exception", event, sources.now())
 
 

@@ -20,8 +20,9 @@ from opentelemetry import trace
 from tracetune.errors import InvalidInput, RolloutClosed, TracetuneError
 from tracetune.tracer import names, session, sources
 from tracetune.tracer.outcomes import error_type, status_of
+from tracetune.tracer.sampling import is_sampled
 from tracetune.tracer.scope import Executions, Scope, Setting, current_scope, with_scope
-from tracetune.types import Call, Example, Policy, Rollout, Score
+from tracetune.types import Call, Example, Policy, Rollout
 
 # As `scope.ordinals_lock`: held across a fork, and re-entrant.
 _lock = threading.RLock()
@@ -45,9 +46,18 @@ class RolloutHandle:
         executions: numbers the executions of its modules.
         root: its program's span, once that has begun.
         has_started: whether its start has been recorded.
+        is_sampled: whether anything of it is recorded.
     """
 
-    def __init__(self, setting: Setting, *, id: str, example_id: str | None, index: int) -> None:  # noqa: A002  a rollout's id is its id
+    def __init__(
+        self,
+        setting: Setting,
+        *,
+        id: str,  # noqa: A002  a rollout's id is its id
+        example_id: str | None = None,
+        index: int = 0,
+        ends_with_program: bool = False,
+    ) -> None:
         self.id = id
         self.example_id = example_id
         self.index = index
@@ -59,6 +69,9 @@ class RolloutHandle:
         self.executions = Executions()
         self.root: trace.SpanContext | None = None
         self.has_started = False
+        self.is_sampled = is_sampled(id, setting.sample)
+        self._ends_with_program = ends_with_program
+        self._generation = sources.generation
         self._program = ""
         self._reward: float | None = None
         self._output_json: str | None = None
@@ -128,12 +141,15 @@ class RolloutHandle:
         return True
 
     def start(self, input_json: str = "") -> None:
-        """Record, once, that the rollout has begun."""
+        """Record, once, that the rollout has begun; a rollout that sampling leaves out is counted instead."""
         with _lock:
             if self.has_started:
                 return
             self.has_started = True
         self._started_at = sources.now()
+        if not self.is_sampled:
+            self._leave_out()
+            return
         policy = self.setting.policy
         body = {
             "rollout_id": self.id,
@@ -149,12 +165,14 @@ class RolloutHandle:
         }
         self._write(names.RECORD_ROLLOUT, body)
 
-    def program_ended(self, error: BaseException | None, output: Any, output_json: str | None) -> None:
+    def program_ended(self, error: BaseException | None, output: Any, output_json: str | None, ended_at: int) -> None:
         """The program gave a result, or raised; a rollout that was closed before keeps the status it has."""
         with _lock:
             if self._ended_at is not None or self._has_outcome:
                 return
             self._has_outcome = True
+            if self._ends_with_program:
+                self._ended_at = ended_at
             self.status, self.output, self._output_json = status_of(error), output, output_json
             self.error_type = error_type(error) if error is not None else None
 
@@ -197,9 +215,15 @@ class RolloutHandle:
             {"rollout_id": self.id, "status": status, "error_type": error_type, "output": output},
         )
 
+    def _leave_out(self) -> None:
+        recorder = self.setting.session or session.active
+        if recorder is not None and self._generation == sources.generation:
+            recorder.spool.count_unsampled()
+
     def _write(self, event_name: str, body: dict[str, Any]) -> None:
         recorder = self.setting.session or session.active
-        if recorder is not None:
+        # A forked child leaves its parent's rollouts to its parent.
+        if recorder is not None and self.is_sampled and self._generation == sources.generation:
             recorder.spool.write_record(
                 event_name, body, attributes={**self.setting.attributes(), names.ROLLOUT_ID: self.id}
             )
@@ -229,9 +253,9 @@ def rollout(
 
     Example:
         >>> with rollout(example_id="q17") as this:
-        ...     reward(0.75)
-        >>> this.as_rollout().reward
-        0.75
+        ...     pass
+        >>> this.as_rollout().status
+        'ok'
     """
     outer = current_scope(session.active)
     setting = Setting(
@@ -240,6 +264,7 @@ def rollout(
         outer.setting.split if split is None else split,
         outer.setting.step if step is None else step,
         outer.setting.policy if policy is None else policy,
+        outer.setting.sample,
     )
     handle = RolloutHandle(setting, id=id or sources.new_id(), example_id=example_id, index=index)
     token = otel_context.attach(with_scope(Scope(setting, handle, handle.executions)))
@@ -250,26 +275,6 @@ def rollout(
         raise
     else:
         handle.block_ended(None)
-    finally:
-        otel_context.detach(token)
-
-
-@contextmanager
-def scoring(handle: RolloutHandle) -> Iterator[None]:
-    """Run a reward function: its LM calls belong to the rollout, as scores, although it has ended.
-
-    Example:
-        >>> with rollout(example_id="q17") as this:
-        ...     pass
-        >>> with scoring(this):
-        ...     judge = 1.0
-    """
-    context = with_scope(Scope(handle.setting, handle, Executions(), call_kind="score"))
-    if handle.root is not None:
-        context = trace.set_span_in_context(trace.NonRecordingSpan(handle.root), context)
-    token = otel_context.attach(context)
-    try:
-        yield
     finally:
         otel_context.detach(token)
 
@@ -291,68 +296,6 @@ def policy() -> Policy:
             "no policy is in force here; call the program from tt.optimize, or inside a rollout(policy=…)"
         )
     return found
-
-
-def reward(
-    value: object,
-    *,
-    rollout_id: str | None = None,
-    call_id: str | None = None,
-    module: str | None = None,
-    name: str = "reward",
-    source: str = "program",
-    feedback: str = "",
-) -> None:
-    """Score the rollout that this is called in, or another rollout or call by its id.
-
-    Args:
-        value: a finite number, or a `Score`, whose feedback and module scores are kept too.
-        rollout_id: another rollout's id.
-        call_id: scores one call.
-        module: scores one module's part in the rollout.
-        name: which score it is; "reward" is the one that is learned from.
-        source: who says so.
-        feedback: the same in words.
-
-    Raises:
-        InvalidReward: if it is not a finite number.
-        InvalidInput: if nothing says what is scored.
-
-    Example:
-        >>> reward(0.75, rollout_id="r1", feedback="right title, wrong year")
-    """
-    score = Score.of(value)
-    recorder = session.active
-    scope = current_scope(recorder)
-    here = scope.rollout
-    if rollout_id is None and call_id is None:
-        if here is None:
-            if recorder is None:
-                return
-            raise InvalidInput(
-                "there is no rollout here to score; call reward inside one, or give rollout_id or call_id"
-            )
-        rollout_id = here.id
-    if here is not None and here.id == rollout_id and call_id is None and module is None and name == "reward":
-        here.scored(score.value)
-    if recorder is None:
-        return
-    scored = [(module, score.value, feedback or score.feedback)]
-    scored += [(part, number, "") for part, number in score.by_module.items()]
-    for part, number, words in scored:
-        recorder.spool.write_record(
-            names.RECORD_SCORE,
-            {
-                "rollout_id": rollout_id,
-                "call_id": call_id,
-                "module": part,
-                "name": name,
-                "value": number,
-                "source": source,
-                "feedback": recorder.capture.text(words),
-            },
-            attributes={**scope.setting.attributes(), names.ROLLOUT_ID: rollout_id},
-        )
 
 
 def _example_id(arguments: Mapping[str, Any], rollout_id: str) -> str:

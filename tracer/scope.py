@@ -17,7 +17,7 @@ from opentelemetry import context as otel_context
 from opentelemetry.context import Context
 from opentelemetry.trace import INVALID_SPAN, Span, set_span_in_context
 
-from tracetune.tracer import names
+from tracetune.tracer import names, sources
 from tracetune.types import Policy
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ class Setting:
 
     Attributes:
         session: the recording that was on; None where nothing recorded.
+        sample: the fraction of rollouts that are recorded.
     """
 
     session: Session | None = None
@@ -50,6 +51,7 @@ class Setting:
     split: str | None = None
     step: int | None = None
     policy: Policy | None = None
+    sample: float = 1.0
 
     def attributes(self) -> dict[str, Any]:
         """As attributes of a record; the caller may add to them."""
@@ -74,7 +76,7 @@ class Execution:
     Attributes:
         span_id: of its span, in hexadecimal.
         turns: gives the ordinals of its LM calls.
-        is_unordered: it overlapped another execution of its module and key.
+        is_unordered: it overlapped another execution of its module and key, or may have, in another process.
     """
 
     __slots__ = ("_lane", "invocation", "is_unordered", "key", "module", "parent", "span_id", "turns")
@@ -95,6 +97,8 @@ class Execution:
             lane = self._lane = executions.lane(self.module, self.key)
             self.invocation = lane.count
             lane.count += 1
+            # Other children of the same fork count from the same number on.
+            self.is_unordered = not self.key and executions.generation != sources.generation
             for other in lane.running:
                 if not self._is_inside(other):
                     other.is_unordered = self.is_unordered = True
@@ -129,11 +133,13 @@ class Executions:
 
     Attributes:
         turns: gives the ordinals of LM calls outside any execution.
+        generation: the process that they began in.
     """
 
-    __slots__ = ("_lanes", "turns")
+    __slots__ = ("_lanes", "generation", "turns")
 
     def __init__(self) -> None:
+        self.generation = sources.generation
         self._lanes: dict[tuple[str, str], _Lane] = {}
         self.turns = itertools.count()
 

@@ -22,7 +22,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanKind
 
 from tracetune.errors import InvalidInput
-from tracetune.tracer import encoding, foreign, threads
+from tracetune.tracer import encoding, foreign, sampling, threads
 from tracetune.tracer.capture import Capture, Redact
 from tracetune.tracer.scope import Scope, Setting, current_scope, with_scope
 from tracetune.tracer.spans import RecordedSpan
@@ -33,6 +33,8 @@ from tracetune.types import Policy
 # The session that is on, if any. Read without a lock at every decorated call.
 active: Session | None = None
 _lock = threading.RLock()
+# As `scope.ordinals_lock`: held across a fork.
+os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 
 _INSTRUMENTATION = InstrumentationScope(encoding.SCOPE_NAME)
 
@@ -137,10 +139,11 @@ def recording(
     policy: Policy | None = None,
     processors: Sequence[SpanProcessor] = (),
     redact: Redact | None = None,
+    sample: float | None = None,
 ) -> Iterator[Recording]:
     """Record decorated functions and LM calls to the spool beside a store.
 
-    Inside another recording to the same store, only run, split, step and policy change.
+    Inside another recording to the same store, only run, split, step, policy and sample change.
 
     Args:
         store: path of the DuckDB file; it need not exist.
@@ -150,9 +153,11 @@ def recording(
         policy: what `policy` gives inside; by default the same as outside.
         processors: span processors that also receive every span.
         redact: given every captured text, gives the text to keep.
+        sample: the fraction of rollouts to record, each as a whole or not at all; by
+            default the same as outside, where it is all of them.
 
     Raises:
-        InvalidInput: if the store is no path, or another one is being recorded to, or a
+        InvalidInput: if the store is no path, the sample no fraction, or another one is being recorded to, or a
             recording inside another asks for processors or a redaction of its own.
 
     Example:
@@ -161,10 +166,18 @@ def recording(
     """
     if not isinstance(store, str | os.PathLike):
         raise InvalidInput(f"a store is the path of a DuckDB file, not {store!r:.80}")
+    fraction = None if sample is None else sampling.checked(sample)
     session = _enter(Path(os.path.abspath(store)), processors, redact)
     try:
         outer = current_scope(session)
-        setting = Setting(session, run, split, step, outer.setting.policy if policy is None else policy)
+        setting = Setting(
+            session,
+            run,
+            split,
+            step,
+            outer.setting.policy if policy is None else policy,
+            outer.setting.sample if fraction is None else fraction,
+        )
         scope = Scope(setting, outer.rollout, outer.executions, outer.execution, outer.lm_call, outer.call_kind)
         if session.depth == 1:
             session.scope = scope  # threads that nothing carried a scope to record under the outermost block's

@@ -17,8 +17,18 @@ _random = random.Random()  # noqa: S311  ids need to be distinct, not secret
 _bits: Callable[[int], int] = _random.getrandbits
 _clock: Callable[[], int] = time.time_ns
 
-# A child that kept its parent's state would draw its parent's next ids.
-os.register_at_fork(after_in_child=_random.seed)
+# How many forks lie between this process and the one that imported us: what began in one process is not
+# another's to end.
+generation = 0
+
+
+def _in_child() -> None:
+    global generation
+    generation += 1
+    _random.seed()  # a child that kept its parent's state would draw its parent's next ids
+
+
+os.register_at_fork(after_in_child=_in_child)
 
 
 def now() -> int:

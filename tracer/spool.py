@@ -9,6 +9,9 @@ that was written.
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import errno
 import fcntl
 import os
 import threading
@@ -40,11 +43,13 @@ class SpoolCounts:
         spans: spans written.
         records: log records written.
         lost: spans and records that the file system did not take.
+        unsampled: rollouts that sampling left out.
     """
 
     spans: int = 0
     records: int = 0
     lost: int = 0
+    unsampled: int = 0
 
 
 class Spool:
@@ -75,24 +80,27 @@ class Spool:
         self._segment: Path | None = None
         self._size = 0
         self._seen = 0
+        self._seen_counts = (0, 0)  # of spans and records, when the segment was last seen
+        self._identity = (0, 0)
+        self._has_synced_folder = False
         self._next_look = 0.0
-        self._is_torn = False
+        self._is_torn = self._is_written = False
         self._has_warned = False
         self._spans = 0
         self._records = 0
         self._lost = 0
+        self._unsampled = 0
 
     @property
     def counts(self) -> SpoolCounts:
         """What this process has written so far."""
-        return SpoolCounts(self._spans, self._records, self._lost)
+        return SpoolCounts(self._spans, self._records, self._lost, self._unsampled)
 
     def write_span(self, span: ReadableSpan) -> None:
         """Append one ended span."""
         line = encoding.span_line(span)
         with self._lock:
-            if self._append(line):
-                self._spans += 1
+            self._append(line, 1, 0)
 
     def write_record(
         self, event_name: str, body: Mapping[str, Any], *, attributes: Mapping[str, Any] | None = None
@@ -111,8 +119,7 @@ class Spool:
         known = {name: value for name, value in (attributes or {}).items() if value is not None}
         line = encoding.record_line(event_name, body, {names.RECORD_ID: record_id, **known}, sources.now())
         with self._lock:
-            if self._append(line):
-                self._records += 1
+            self._append(line, 0, 1)
         return record_id
 
     def write_document(self, line: bytes, *, spans: int, records: int) -> bool:
@@ -127,14 +134,15 @@ class Spool:
             Whether it was written: who sent it may then forget it.
         """
         with self._lock:
-            is_written = self._append(line)
-            if is_written:
-                self._spans += spans
-                self._records += records
-        return is_written
+            return self._append(line, spans, records)
+
+    def count_unsampled(self) -> None:
+        """One more rollout is left out."""
+        with self._lock:
+            self._unsampled += 1
 
     def flush(self) -> SpoolCounts:
-        """Force what was written onto the disk."""
+        """Force what was written onto the disk, and give what stands there."""
         with self._lock:
             self._sync()
             return self.counts
@@ -144,18 +152,26 @@ class Spool:
         with self._lock:
             self._close_segment()
 
-    def _append(self, line: bytes) -> bool:
+    def _append(self, line: bytes, spans: int, records: int) -> bool:
         """Write one whole line, and give whether it was; the caller holds the lock."""
+        self._is_written = False
         try:
             if self._descriptor >= 0 and time.monotonic() >= self._next_look:
                 self._look_for_segment()
             if self._descriptor < 0:
                 self._open_segment()
-            self._write(line)
+            self._write(line, spans, records)
         except OSError as error:
-            self._lost += 1
+            if error.errno == errno.EBADF and self._descriptor >= 0:
+                self._was_closed_under_us()
+                return self._append(line, spans, records)
+            self._lost += spans + records
             self._complain(error)
             return False
+        except BaseException:  # an interrupt, which may have come when all was written
+            if not self._is_written:
+                self._lost += spans + records
+            raise
         if self._size >= self._segment_bytes:
             self._close_segment()
         return True
@@ -168,25 +184,41 @@ class Spool:
                 "what is recorded until then is lost, and counted"
             )
 
-    def _write(self, data: bytes) -> None:
-        rest = b"\n" + data if self._is_torn else data
-        written = os.write(self._descriptor, rest)
-        while written < len(rest):
-            self._is_torn = True  # until the rest is there
-            rest = rest[written:]
-            written = os.write(self._descriptor, rest)
-        self._is_torn = False
-        self._size += len(data)
+    def _write(self, data: bytes, spans: int, records: int) -> None:
+        whole = rest = b"\n" + data if self._is_torn else data
+        length, start = len(whole), self._size
+        failure: BaseException | None = None
+        try:
+            while rest:
+                rest = rest[os.write(self._descriptor, rest) :]
+        except BaseException as error:  # noqa: BLE001  raised below
+            # A full disk may have taken a part, and an interrupt may come when all is written: the file says which.
+            failure, state = error, self._state()
+            self._size = state.st_size if state is not None else start
+        else:
+            self._size = start + length
+        # Nothing is called from here on, so no other interrupt comes in between.
+        if self._size >= start + length:
+            self._is_torn, self._is_written = False, True
+            self._spans += spans
+            self._records += records
+        elif self._size > start:
+            self._is_torn = True
+        if failure is not None:
+            raise failure
 
     def _look_for_segment(self) -> None:
         """Begin another segment if this one was deleted, with what was written since it was last seen.
 
         A deleted file goes on taking what is written to it, but nobody else will ever read that.
         """
-        state = os.fstat(self._descriptor)
         self._next_look = time.monotonic() + _SECONDS_BETWEEN_LOOKS
+        state = self._state()
+        if state is None:
+            self._was_closed_under_us()
+            return
         if state.st_nlink:
-            self._seen = state.st_size
+            self._seen, self._seen_counts = state.st_size, (self._spans, self._records)
             return
         unseen = os.pread(self._descriptor, state.st_size - self._seen, self._seen)
         self._forget_segment()
@@ -194,10 +226,28 @@ class Spool:
             return
         try:
             self._open_segment()
-            self._write(unseen)
+            self._write(unseen, 0, 0)
         except OSError:
-            self._lost += unseen.count(b"\n")
+            written = self._spans + self._records
+            self._spans, self._records = self._seen_counts
+            self._lost += written - self._spans - self._records
             raise
+
+    def _state(self) -> os.stat_result | None:
+        """What the file system says of the open segment; None if the descriptor is not its any more."""
+        try:
+            state = os.fstat(self._descriptor)
+        except OSError:
+            return None
+        return state if (state.st_dev, state.st_ino) == self._identity else None
+
+    def _was_closed_under_us(self) -> None:
+        """Leave a descriptor that is not ours any more: programs that become daemons close all they find.
+
+        What was written stands in the file; the number may be another file's by now.
+        """
+        self._descriptor, self._segment = -1, None
+        self._seen_counts = (self._spans, self._records)
 
     def _open_segment(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -210,9 +260,14 @@ class Spool:
             nascent.rename(segment)
         except OSError:
             os.close(descriptor)
+            with contextlib.suppress(OSError):
+                nascent.unlink()
             raise
+        state = os.fstat(descriptor)
+        self._identity = (state.st_dev, state.st_ino)
         self._descriptor, self._segment, self._size, self._is_torn = descriptor, segment, 0, False
         self._seen, self._next_look = 0, time.monotonic() + _SECONDS_BETWEEN_LOOKS
+        self._has_synced_folder = False
 
     def _close_segment(self) -> None:
         self._sync()
@@ -224,6 +279,7 @@ class Spool:
         except OSError as error:
             self._complain(error)  # unlocked, it will be taken for a dead writer's, and read all the same
         self._forget_segment()
+        self._seen_counts = (self._spans, self._records)
 
     def _forget_segment(self) -> None:
         os.close(self._descriptor)
@@ -235,8 +291,19 @@ class Spool:
                 self._look_for_segment()
                 if self._descriptor >= 0:
                     os.fsync(self._descriptor)
+                    self._sync_folder()
             except OSError as error:
                 self._complain(error)
+
+    def _sync_folder(self) -> None:
+        """A new file survives a power cut only once its name is on the disk as well."""
+        if not self._has_synced_folder:
+            descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            self._has_synced_folder = True
 
     def _leave_to_parent(self) -> None:
         """After a fork, in the child: the segment is the parent's, and so is a lock that one of its threads held."""
@@ -250,4 +317,11 @@ def _leave_all_to_parent() -> None:
         spool._leave_to_parent()
 
 
+def _close_all() -> None:
+    for spool in list(_spools):
+        spool.close()
+
+
 os.register_at_fork(after_in_child=_leave_all_to_parent)
+# For what was written outside any block that closes its spool: by a thread that was late, or in a forked child.
+atexit.register(_close_all)

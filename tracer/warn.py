@@ -1,8 +1,9 @@
-"""Warnings that never become errors in the program that is being traced."""
+"""Warnings that never become errors in the program that is being traced, and point at its own lines."""
 
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
 
 from tracetune.errors import TracetuneWarning
@@ -16,6 +17,16 @@ def warn(message: str) -> None:
     Tracing must not raise into user code, not even under `python -W error`.
     """
     try:
-        warnings.warn(message, TracetuneWarning, stacklevel=3)
+        warnings.warn(message, TracetuneWarning, stacklevel=_frames_of_ours())
     except TracetuneWarning:
         _logger.warning(message)
+
+
+def _frames_of_ours() -> int:
+    """How many frames above `warn` the line stands that led here."""
+    level = 1
+    frame = sys._getframe(1)
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).startswith("tracetune."):
+        frame = frame.f_back
+        level += 1
+    return level

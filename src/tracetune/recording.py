@@ -22,10 +22,11 @@ def record(
     processors: Sequence[SpanProcessor] = (),
     redact: Callable[[str], str] | None = None,
     instrument: Sequence[str] | None = None,
+    sample: float | None = None,
 ) -> Iterator[Recording]:
     """Record decorated functions and their LM calls to the spool beside a store.
 
-    Inside another recording to the same store, only run, split and step change.
+    Inside another recording to the same store, only run, split, step and sample change.
 
     Args:
         store: path of the DuckDB file; it need not exist.
@@ -36,12 +37,15 @@ def record(
         redact: given every captured text, gives the text to keep.
         instrument: the adapters to switch on meanwhile; by default all whose package is
             installed.
+        sample: the fraction of rollouts to record, from 0 to 1, each as a whole or not at
+            all; by default the same as outside, where it is all of them.
 
     Yields:
         The recording: its `path`, its `counts`, and `flush()`.
 
     Raises:
-        InvalidInput: if another store is being recorded to, or there is no such adapter.
+        InvalidInput: if another store is being recorded to, there is no such adapter, or
+            the sample is no fraction.
         MissingDependency: if an adapter's package is not installed.
 
     Example:
@@ -53,5 +57,7 @@ def record(
             adapters.instrument(name)
             undo.callback(adapters.uninstrument, name)
         yield undo.enter_context(
-            tracer.recording(store, run=run, split=split, step=step, processors=processors, redact=redact)
+            tracer.recording(
+                store, run=run, split=split, step=step, processors=processors, redact=redact, sample=sample
+            )
         )

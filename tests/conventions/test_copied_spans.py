@@ -8,6 +8,7 @@ from opentelemetry.sdk.trace import TracerProvider
 
 import tracetune as tt
 from tracetune.grouping import Store
+from tracetune.testing import span_tree
 
 CALLS = {
     "openinference": {"openinference.span.kind": "LLM", "llm.model_name": "policy"},
@@ -68,3 +69,38 @@ def test_where_nothing_is_decorated_the_spans_around_a_call_name_its_module(tmp_
     assert store.sql("SELECT program, n_calls FROM rollouts").rows() == [{"program": "weather", "n_calls": 1}]
     names = [row["name"] for row in store.sql("SELECT name FROM spans ORDER BY ALL").rows()]
     assert names == ["POST", "chat", "weather", "write_query"]
+
+
+def test_what_names_a_secret_is_not_copied(tmp_path, theirs):
+    """Secrets by their names, also inside of JSON, stay out of the spool; what a model was asked is kept as it is."""
+    asked = '[{"role":"user","parts":[{"type":"text","content":"my password: 123"}]}]'
+    path = tmp_path / "traces.duckdb"
+    with (
+        tt.record(path, redact=lambda text: text.replace("ann", "somebody")),
+        theirs.start_as_current_span("chat") as span,
+    ):
+        span.set_attributes(
+            {
+                "gen_ai.operation.name": "chat",
+                "gen_ai.request.model": "policy",
+                "gen_ai.input.messages": asked,
+                "http.request.header.authorization": "Bearer sk-1",
+                "llm.invocation_parameters": '{"api_key": "sk-2", "seed": 7}',
+                "user": "ann",
+                "seeds": [1, 2],
+            }
+        )
+        span.add_event("retry", {"api_key": "sk-3"})
+    (written,) = span_tree(tmp_path / "traces.duckdb.spool")
+    assert {
+        name: written["attributes"][name] for name in written["attributes"] if not name.startswith("tracetune.")
+    } == {
+        "gen_ai.operation.name": "chat",
+        "gen_ai.request.model": "policy",
+        "gen_ai.input.messages": asked,
+        "http.request.header.authorization": "[redacted]",
+        "llm.invocation_parameters": '{"api_key": "[redacted]", "seed": 7}',
+        "user": "somebody",
+        "seeds": [1, 2],
+    }
+    assert all("sk-" not in file.read_text() for file in (tmp_path / "traces.duckdb.spool").iterdir())

@@ -87,7 +87,7 @@ def test_shortened_values_are_json_within_their_budget(value: Any, limit: int) -
     text, is_shortened = Capture().json(value, limit)
     json.loads(text)
     assert is_shortened or json.loads(text) == value
-    assert len(json.dumps(json.loads(text), ensure_ascii=False, separators=(",", ":"))) <= 30 * limit
+    assert len(text.encode()) <= limit + 40
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_values_without_an_end_are_cut(value: Any, captured: str | None) -> None
 def test_long_values_keep_their_beginning() -> None:
     """Texts, lists and mappings are cut at the end, and stay what they are."""
     assert Capture().json("x" * 50, 12) == ('"' + "x" * 10 + '…"', True)
-    assert Capture().json({"a": "x" * 50, "b": 1}, 12) == ('{"a":"xxxxxxx…"}', True)
+    assert Capture().json({"a": "x" * 50, "b": 1}, 12) == ('{"a":"xx…"}', True)
 
 
 @pytest.mark.parametrize(

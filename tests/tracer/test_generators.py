@@ -171,3 +171,32 @@ async def test_each_async_generator_keeps_its_own_place(store: Path, spool: Path
     (root,) = span_tree(spool, attributes=())
     assert [child["name"] for child in root["children"]] == ["countdown_later"] * 2
     assert [len(child["children"]) for child in root["children"]] == [2, 2]
+
+
+def test_an_async_generator_that_the_loop_closes_is_closed_once(
+    store: Path, spool: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is still open when the loop ends runs its clean-up to its end, and nobody complains."""
+    cleaned: list[int] = []
+    kept: list[Any] = []
+
+    @tracer.module
+    async def endless() -> AsyncIterator[int]:
+        try:
+            while True:
+                yield add(1)
+        finally:
+            await asyncio.sleep(0)
+            cleaned.append(add(2))
+
+    async def leave_open() -> None:
+        kept.append(endless())
+        await anext(kept[0])
+
+    with tracer.recording(store):
+        asyncio.run(leave_open())
+    assert (cleaned, caplog.records) == ([3], [])
+    leaf = {"name": "add", "attributes": {}, "children": []}
+    assert span_tree(spool, attributes=(names.STATUS,)) == [
+        {"name": "endless", "attributes": {}, "children": [leaf, leaf]}
+    ]

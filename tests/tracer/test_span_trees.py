@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,34 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from traced_programs import OVERLAPPING, add, double, double_later, module, program, span, trees_of
 
 from tracetune import tracer
 from tracetune.errors import TracetuneWarning
 from tracetune.testing import deterministic, span_tree
 from tracetune.tracer import names
-
-SHOWN = (names.KIND, names.INVOCATION, names.KEY, names.UNORDERED, names.OUTPUT)
-
-
-def span(kind: str, name: str, invocation: int, output: str, *children: Any, **more: Any) -> dict[str, Any]:
-    """A node of the expected tree."""
-    attributes = {names.KIND: kind, names.KEY: more.get("key", ""), names.INVOCATION: invocation, names.OUTPUT: output}
-    if more.get("unordered"):
-        attributes[names.UNORDERED] = True
-    return {"name": name, "attributes": attributes, "children": list(children)}
-
-
-@tracer.module
-def double(number: int) -> int:
-    """A plain module."""
-    return number * 2
-
-
-@tracer.module
-async def double_later(number: int) -> int:
-    """An async module."""
-    await asyncio.sleep(0)
-    return number * 2
 
 
 @tracer.module(key=lambda number: f"n{number}")
@@ -46,12 +23,6 @@ async def double_by_key(number: int) -> int:
     """An async module whose executions have keys."""
     await asyncio.sleep(0)
     return number * 2
-
-
-@tracer.tool
-def add(left: int, right: int = 1) -> int:
-    """A tool."""
-    return left + right
 
 
 @tracer.module
@@ -176,31 +147,71 @@ def methods() -> list[int]:
 
 
 @tracer.program
-def forked() -> int:
-    """A call in a forked child, and one after it in the parent."""
-    child = os.fork()
-    if child == 0:
-        double(1)
-        os._exit(0)
-    os.waitpid(child, 0)
-    return double(2)
+async def executor() -> int:
+    """A call in an event loop's executor."""
+    return await asyncio.get_running_loop().run_in_executor(None, double, 1)
 
 
-def module(name: str, invocation: int, output: str, *children: Any, **more: Any) -> dict[str, Any]:
-    """A module in the expected tree."""
-    return span("module", name, invocation, output, *children, **more)
+@tracer.program
+async def consumed_in_another_task() -> int:
+    """An async generator that is made here and read in a task."""
+    numbers = countdown_later(2)
+
+    async def read() -> int:
+        return sum([number async for number in numbers])
+
+    return await asyncio.create_task(read())
 
 
+@tracer.module
+def wait_and_double(go: threading.Event) -> int:
+    """What goes on in the background until it is told to."""
+    go.wait(10)
+    return double(1)
+
+
+@tracer.program
+def leave_behind(go: threading.Event) -> list[threading.Thread]:
+    """A program that returns before the thread that it has started."""
+    thread = threading.Thread(target=wait_and_double, args=(go,))
+    thread.start()
+    threads.append(thread)
+    return []
+
+
+threads: list[threading.Thread] = []
+
+
+def in_the_background() -> None:
+    """Work that outlives its program."""
+    go = threading.Event()
+    leave_behind(go)
+    go.set()
+    threads.pop().join()
+
+
+def in_the_background_of_a_rollout() -> None:
+    """Work that outlives its rollout's block."""
+    go = threading.Event()
+    with tracer.rollout(example_id="q1"):
+        leave_behind(go)
+    go.set()
+    threads.pop().join()
+
+
+LEFT_BEHIND = program(
+    "leave_behind",
+    "[]",
+    module("wait_and_double", 0, "2", module("double", 0, "2", late=True), late=True),
+)
 PLAIN = (module("double", 0, "2"), module("double", 1, "4"), span("tool", "add", 0, "6"))
 CASES: list[tuple[Callable[[], Any], dict[str, Any]]] = [
-    (plain, span("program", "plain", 0, "6", *PLAIN)),
-    (awaited, span("program", "awaited", 0, "6", module("double_later", 0, "2"), module("double_later", 1, "4"))),
+    (plain, program("plain", "6", *PLAIN)),
+    (awaited, program("awaited", "6", module("double_later", 0, "2"), module("double_later", 1, "4"))),
     (
         interleaved,
-        span(
-            "program",
+        program(
             "interleaved",
-            0,
             "[8,4]",
             module("countdown", 0, "[4,2]", module("double", 0, "4"), module("double", 2, "2"), unordered=True),
             module("countdown", 1, "[4,2]", module("double", 1, "4"), module("double", 3, "2"), unordered=True),
@@ -208,17 +219,15 @@ CASES: list[tuple[Callable[[], Any], dict[str, Any]]] = [
     ),
     (
         closed_early,
-        span("program", "closed_early", 0, "10", module("countdown_later", 0, "[10]", module("double_later", 0, "10"))),
+        program("closed_early", "10", module("countdown_later", 0, "[10]", module("double_later", 0, "10"))),
     ),
-    (threaded, span("program", "threaded", 0, "2", module("double", 0, "2"))),
-    (pooled, span("program", "pooled", 0, "[2,4]", module("double", 0, "2"), module("double", 1, "4"))),
-    (to_thread, span("program", "to_thread", 0, "2", module("double", 0, "2"))),
+    (threaded, program("threaded", "2", module("double", 0, "2"))),
+    (pooled, program("pooled", "[2,4]", module("double", 0, "2"), module("double", 1, "4"))),
+    (to_thread, program("to_thread", "2", module("double", 0, "2"))),
     (
         gathered,
-        span(
-            "program",
+        program(
             "gathered",
-            0,
             "[2,4]",
             module("double_by_key", 0, "2", key="n1"),
             module("double_by_key", 0, "4", key="n2"),
@@ -226,10 +235,8 @@ CASES: list[tuple[Callable[[], Any], dict[str, Any]]] = [
     ),
     (
         task_group,
-        span(
-            "program",
+        program(
             "task_group",
-            0,
             "6",
             module("double_later", 0, "2", unordered=True),
             module("double_later", 1, "4", unordered=True),
@@ -237,40 +244,42 @@ CASES: list[tuple[Callable[[], Any], dict[str, Any]]] = [
     ),
     (
         recursive,
-        span(
-            "program",
+        program(
             "recursive",
-            0,
             "2",
             module("factorial", 0, "2", module("factorial", 1, "1", module("factorial", 2, "1"))),
         ),
     ),
-    (nested, span("program", "nested", 0, "6", span("program", "plain", 0, "6", *PLAIN))),
+    (nested, program("nested", "6", program("plain", "6", *PLAIN))),
     (
         methods,
-        span(
-            "program",
+        program(
             "methods",
-            0,
             "[2,2,2]",
             module("twice", 0, "2", module("double", 0, "2")),
             module("class_twice", 0, "2"),
             module("static_twice", 0, "2"),
         ),
     ),
-    (forked, span("program", "forked", 0, "4", module("double", 0, "2"), module("double", 0, "4"))),
+    (executor, program("executor", "2", module("double", 0, "2"))),
+    (
+        consumed_in_another_task,
+        program(
+            "consumed_in_another_task",
+            "6",
+            module("countdown_later", 0, "[4,2]", module("double_later", 0, "4"), module("double_later", 1, "2")),
+        ),
+    ),
+    (in_the_background, LEFT_BEHIND),
+    (in_the_background_of_a_rollout, LEFT_BEHIND),
 ]
 
 
-@pytest.mark.parametrize(("program", "expected"), CASES, ids=[case[0].__name__ for case in CASES])
-@pytest.mark.filterwarnings("ignore:executions of module:tracetune.errors.TracetuneWarning")
-def test_the_spans_of_a_program(program: Callable[[], Any], expected: dict[str, Any], store: Path, spool: Path) -> None:
+@pytest.mark.parametrize(("run", "expected"), CASES, ids=[case[0].__name__ for case in CASES])
+@pytest.mark.filterwarnings(OVERLAPPING)
+def test_the_spans_of_a_program(run: Callable[[], Any], expected: dict[str, Any], store: Path) -> None:
     """Every execution is a span under the one that called it, whatever runs it."""
-    with tracer.recording(store):
-        result = program()
-        if asyncio.iscoroutine(result):
-            asyncio.run(result)
-    assert span_tree(spool, attributes=SHOWN) == [expected]
+    assert trees_of(run, store) == [expected]
 
 
 def test_all_that_a_span_says(store: Path, spool: Path) -> None:
