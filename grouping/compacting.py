@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tracetune.grouping.connections import STORAGE_VERSION, quoted
+from tracetune.grouping.connections import FORMAT, quoted
 
 if TYPE_CHECKING:
     import duckdb
@@ -27,11 +27,8 @@ def compact(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
     copy.unlink(missing_ok=True)  # what a process that was killed left
     try:
         connection.execute("CHECKPOINT")
-        connection.execute(f"ATTACH {quoted(copy)} AS compacted (STORAGE_VERSION '{STORAGE_VERSION}')")
-        row = connection.execute("SELECT current_database()").fetchone()
-        assert row is not None
-        name = row[0].replace('"', '""')
-        connection.execute(f'COPY FROM DATABASE "{name}" TO compacted')
+        connection.execute(f"ATTACH {quoted(copy)} AS compacted ({FORMAT})")
+        connection.execute("COPY FROM DATABASE store TO compacted")
         connection.execute("DETACH compacted")
         with copy.open("rb") as file:
             os.fsync(file.fileno())

@@ -20,8 +20,9 @@ from tracetune.errors import StoreLocked, StoreNotFound, StoreVersionError
 
 _HOLDER = re.compile(r"Conflicting lock is held in (?P<command>.*?)\s*\(PID (?P<pid>\d+)\)", re.DOTALL)
 _POLL_SECONDS = 0.02
-# The format that new files have: the first that knows zstd, so that every DuckDB since 1.2 can read them.
-STORAGE_VERSION = "v1.2.0"
+# The first format that knows zstd, so that every DuckDB since 1.2 can read the files. Rows that are written
+# are compressed a group at a time, on one core each: texts are long, and small groups keep all cores busy.
+FORMAT = "STORAGE_VERSION 'v1.2.0', ROW_GROUP_SIZE 24576"
 _turns: dict[Path, threading.RLock] = {}
 _turns_lock = threading.Lock()
 
@@ -64,14 +65,21 @@ def _connect(
 ) -> duckdb.DuckDBPyConnection:
     deadline = time.monotonic() + wait
     while True:
+        file = _inode(path)
         try:
-            file = _inode(path)
-            if file is None and not read_only:
-                _create(path)
-            # DuckDB's read-only mode guards the file alone: COPY TO, read_csv and ATTACH reach all others without this.
-            connection = duckdb.connect(
-                path, read_only=read_only, config={"enable_external_access": "false"} if closed_off else {}
-            )
+            connection = _reading(path, closed_off=closed_off) if read_only else _writing(path)
+        except duckdb.IOException as error:
+            message = str(error)
+            if "Could not set lock" not in message:
+                raise _unreadable(path, message) from error
+            if time.monotonic() >= deadline:
+                raise StoreLocked(_held(path, message, wait)) from error
+            time.sleep(_POLL_SECONDS)
+        except (duckdb.ConnectionException, duckdb.BinderException) as error:
+            raise StoreLocked(
+                f"{path} is open in this process, by a duckdb.connect of its own; close that connection"
+            ) from error
+        else:
             if file is not None and file != _inode(path):
                 connection.close()  # a compacted one took its place while it was being opened
                 continue
@@ -80,25 +88,26 @@ def _connect(
             connection.execute("SET enable_progress_bar = false")
             if closed_off:
                 connection.execute("SET lock_configuration = true")
-        except duckdb.ConnectionException as error:
-            raise StoreLocked(
-                f"{path} is open in this process, by a duckdb.connect with other settings; close that connection"
-            ) from error
-        except duckdb.IOException as error:
-            message = str(error)
-            if "Could not set lock" not in message:
-                raise _unreadable(path, message) from error
-            if time.monotonic() >= deadline:
-                raise StoreLocked(_held(path, message, wait)) from error
-            time.sleep(_POLL_SECONDS)
-        else:
             return connection
 
 
-def _create(path: Path) -> None:
-    """Make an empty file in the format of new stores, which `duckdb.connect` would make in an older one."""
-    with duckdb.connect() as connection:
-        connection.execute(f"ATTACH {quoted(path)} AS created (STORAGE_VERSION '{STORAGE_VERSION}')")
+def _reading(path: Path, *, closed_off: bool) -> duckdb.DuckDBPyConnection:
+    # DuckDB's read-only mode guards the file alone: COPY TO, read_csv and ATTACH reach all others without this.
+    config = {"enable_external_access": "false"} if closed_off else {}
+    return duckdb.connect(path, read_only=True, config=config)
+
+
+def _writing(path: Path) -> duckdb.DuckDBPyConnection:
+    # Attached, because the size of row groups can be given in no other way.
+    connection = duckdb.connect()
+    try:
+        connection.execute("SET temp_directory = ?", [f"{path}.tmp"])
+        connection.execute(f"ATTACH {quoted(path)} AS store ({FORMAT})")
+        connection.execute("USE store")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
 def quoted(path: Path) -> str:

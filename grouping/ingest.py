@@ -32,7 +32,7 @@ from tracetune.types import Sampling
 if TYPE_CHECKING:
     import duckdb
 
-CHUNK_BYTES = 128 * 1024 * 1024
+CHUNK_BYTES = 256 * 1024 * 1024
 # Each transaction looks once through what the store holds already, so it should bring in a good deal.
 TRANSACTION_BYTES = 512 * 1024 * 1024
 _DERIVED = (

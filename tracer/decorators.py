@@ -17,8 +17,8 @@ from typing import Any, TypeVar, overload
 from opentelemetry import context as otel_context
 
 from tracetune.errors import InvalidInput
-from tracetune.tracer import session
-from tracetune.tracer.executions import Traced
+from tracetune.tracer import collector, session
+from tracetune.tracer.executions import OpenExecution, Traced
 from tracetune.tracer.generators import carry_on, drive, drive_async, is_begun_work
 from tracetune.tracer.warn import warn
 
@@ -212,20 +212,27 @@ def _plain(traced: Traced, function: Callable[..., Any]) -> Callable[..., Any]:
         recorder = session.active
         if recorder is None or (execution := traced.begin(recorder, args, kwargs)) is None:
             return function(*args, **kwargs)
-        token = otel_context.attach(execution.context)
         try:
-            result = function(*args, **kwargs)
+            result = collector.run_apart(_run_within, execution, function, args, kwargs)
         except BaseException as error:
-            otel_context.detach(token)
             execution.end(error=error)
             raise
-        otel_context.detach(token)
         if type(result) in _WORK and is_begun_work(result, (*args, *kwargs.values()), hides_generator):
             return carry_on(execution, result)
         execution.end(result)
         return result
 
     return call
+
+
+def _run_within(
+    execution: OpenExecution, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    token = otel_context.attach(execution.context)
+    try:
+        return function(*args, **kwargs)
+    finally:
+        otel_context.detach(token)
 
 
 def _coroutine(traced: Traced, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -238,7 +245,8 @@ def _coroutine(traced: Traced, function: Callable[..., Any]) -> Callable[..., An
             result = await function(*args, **kwargs)
         except BaseException as error:
             # A coroutine that was dropped is closed wherever the garbage collector runs, which may be another context.
-            if not isinstance(error, GeneratorExit) or otel_context.get_current() is execution.context:
+            is_here = otel_context.get_current() is execution.context and not collector.is_at_work()
+            if is_here or not isinstance(error, GeneratorExit):
                 otel_context.detach(token)
             execution.end(error=error)
             raise

@@ -20,6 +20,7 @@ from typing import Any
 from opentelemetry import context as otel_context
 from opentelemetry.context import Context
 
+from tracetune.tracer import collector
 from tracetune.tracer.executions import OpenExecution, Traced
 from tracetune.tracer.session import Session
 
@@ -192,6 +193,9 @@ class _Place:
 
     def run(self, step: Callable[[], Any]) -> Any:
         """Run one step there, and keep what the body has made of it for the next."""
+        return collector.run_apart(self._run, step)
+
+    def _run(self, step: Callable[[], Any]) -> Any:
         token = otel_context.attach(self._context)
         try:
             return step()

@@ -22,7 +22,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanKind
 
 from tracetune.errors import InvalidInput
-from tracetune.tracer import encoding, foreign, sampling, threads
+from tracetune.tracer import collector, encoding, foreign, sampling, threads
 from tracetune.tracer.capture import Capture, Redact
 from tracetune.tracer.scope import Scope, Setting, current_scope, with_scope
 from tracetune.tracer.spans import RecordedSpan
@@ -195,6 +195,7 @@ def _enter(store: Path, processors: Sequence[SpanProcessor], redact: Redact | No
     with _lock:
         if active is None:
             session = Session(store, processors, redact)
+            collector.watch()
             threads.carry_context()
             foreign.copy_to(session)
             active = session

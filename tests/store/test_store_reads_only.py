@@ -89,7 +89,7 @@ def test_a_connection_of_duckdbs_own_in_the_same_process_is_named(store):
         duckdb.connect(store.path, read_only=True),
         pytest.raises(
             StoreLocked,
-            match=r"traces\.duckdb is open in this process, by a duckdb\.connect with other settings; close that",
+            match=r"traces\.duckdb is open in this process, by a duckdb\.connect of its own; close that",
         ),
     ):
         Store(store.path, wait=0.05)
