@@ -93,8 +93,9 @@ def _connect(
 
 def _reading(path: Path, *, closed_off: bool) -> duckdb.DuckDBPyConnection:
     # DuckDB's read-only mode guards the file alone: COPY TO, read_csv and ATTACH reach all others without this.
-    config = {"enable_external_access": "false"} if closed_off else {}
-    return duckdb.connect(path, read_only=True, config=config)
+    if closed_off:
+        return duckdb.connect(path, read_only=True, config={"enable_external_access": "false"})
+    return duckdb.connect(path, read_only=True)
 
 
 def _writing(path: Path) -> duckdb.DuckDBPyConnection:
