@@ -44,8 +44,8 @@ class Store:
         wait: seconds to wait for another process that holds the file.
         read_only: refuse everything that would change what is recorded. Traces that wait
             in the spool are taken in all the same, where the file may be written.
-        memory_limit: what DuckDB may use, as it writes it; beyond that it works on disk, in
-            `<path>.tmp`.
+        memory_limit: what DuckDB may use, as it writes it: "8GB". By default what the environment
+            says as TRACETUNE_MEMORY_LIMIT, else 4GB. Beyond that it works on disk, in `<path>.tmp`.
 
     Raises:
         InvalidInput: if the memory limit is no size.
@@ -67,12 +67,12 @@ class Store:
         *,
         wait: float = 10.0,
         read_only: bool = False,
-        memory_limit: str = "4GB",
+        memory_limit: str | None = None,
     ) -> None:
         self.path = Path(path).absolute()
         self.read_only = read_only
         self._wait = wait
-        self._memory_limit = _checked_limit(memory_limit)
+        self._memory_limit = _checked_limit(memory_limit or os.environ.get("TRACETUNE_MEMORY_LIMIT", "4GB"))
         self._spool_folder = spool_folder(self.path)
         if read_only and not self.path.exists() and not self._spool_folder.exists():
             raise StoreNotFound(f"there is no store at {path}; record into it first, or give another path")

@@ -204,6 +204,26 @@ def test_a_parquet_file_that_cannot_be_written_is_refused(tracetune, store, tmp_
     assert store.read_bytes() == before
 
 
+def test_export_writes_parquet_files(tracetune, store):
+    """A folder for each view, by run and day; how much is there is said."""
+    done = tracetune("export", store, "--parquet", "out", "--where", "reward > 0.75")
+    assert (done.status, done.stdout) == (0, "")
+    assert done.stderr == "out: 1 rollouts, 4 calls, 9 spans, 1 scores\n"
+    assert sorted(path.name for path in Path("out").iterdir()) == ["calls", "rollouts", "scores", "spans"]
+    again = tracetune("export", store, "--parquet", "out")
+    assert (again.status, again.stdout) == (1, "")
+    assert "out is not an empty folder" in again.stderr
+
+
+@pytest.mark.parametrize("places", [[], ["--parquet", "out", "--otlp", "http://127.0.0.1:1"]])
+def test_export_wants_one_place(tracetune, store, places):
+    """Neither and both are refused, and nothing is written."""
+    done = tracetune("export", store, *places)
+    assert (done.status, done.stdout) == (1, "")
+    assert "either --otlp URL or --parquet FOLDER" in done.stderr
+    assert not Path("out").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [

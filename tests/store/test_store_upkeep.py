@@ -218,12 +218,23 @@ def test_a_file_that_this_process_has_open_otherwise_is_locked(path):
         store.sql("SELECT 1")
 
 
-@pytest.mark.parametrize("limit", ["much", "4", "", "4GB; DROP TABLE spans"])
+@pytest.mark.parametrize("limit", ["much", "4", " ", "4GB; DROP TABLE spans"])
 def test_a_memory_limit_is_a_size(path, limit):
     """What is no size is refused before anything is opened."""
     with pytest.raises(InvalidInput, match="memory_limit is a size"):
         Store(path, memory_limit=limit)
     assert not path.exists()
+
+
+def test_the_environment_may_set_the_limit(path, monkeypatch):
+    """What is given in Python counts for more."""
+    limit = "SELECT current_setting('memory_limit') AS limit"
+    monkeypatch.setenv("TRACETUNE_MEMORY_LIMIT", "1GiB")
+    assert Store(path).sql(limit).rows() == [{"limit": "1.0 GiB"}]
+    assert Store(path, memory_limit="2GiB").sql(limit).rows() == [{"limit": "2.0 GiB"}]
+    monkeypatch.setenv("TRACETUNE_MEMORY_LIMIT", "much")
+    with pytest.raises(InvalidInput, match="memory_limit is a size"):
+        Store(path)
 
 
 def test_a_small_memory_limit_takes_in_what_is_larger(path):

@@ -96,25 +96,40 @@ def import_files(
 @app.command(epilog="Example: tracetune export traces.duckdb --otlp http://127.0.0.1:6006 --where \"run = 'try-1'\"")
 def export(
     store: StorePath,
-    otlp: Annotated[str, typer.Option(metavar="URL", help="The OTLP/HTTP server, such as http://127.0.0.1:4318.")],
+    otlp: Annotated[
+        str | None, typer.Option(metavar="URL", help="To an OTLP/HTTP server, such as http://127.0.0.1:4318.")
+    ] = None,
+    parquet: Annotated[Path | None, typer.Option(metavar="FOLDER", help="As Parquet files into a new folder.")] = None,
     where: Annotated[
         str | None, typer.Option(metavar="SQL", help="A condition on the columns of the view rollouts.")
     ] = None,
     header: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=VALUE", help="A header of each request; may be given often.")
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="A header of each request to the server; may be given often."),
     ] = None,
 ) -> None:
-    """Send what was recorded to Phoenix, Jaeger, a Collector or another OTLP server.
+    """Send what was recorded to Phoenix, Jaeger, a Collector or another OTLP server, or write it as Parquet files.
 
-    Spans go as they came. Scores, tokens and whatever else is not a span go as log records
-    to servers that take those.
+    To a server spans go as they came; scores, tokens and whatever else is not a span go as
+    log records to servers that take those. Parquet files are rollouts, calls, spans and
+    scores, in folders by run and day.
     """
+    if (otlp is None) == (parquet is None):
+        raise InvalidInput("say where to: either --otlp URL or --parquet FOLDER")
+    if parquet is not None:
+        counts = open_store(store).export_parquet(parquet, where)
+        say(f"{parquet}: " + ", ".join(f"{count} {view}" for view, count in counts.items()))
+    elif otlp is not None:
+        _send(store, otlp, where, header or [])
+
+
+def _send(store: Path, otlp: str, where: str | None, headers: list[str]) -> None:
     with _needs_otlp("export"):
         from tracetune.adapters.otlp import Sender
         from tracetune.adapters.otlp.sender import headers_of
     from tracetune.grouping.export import Export
 
-    with Sender(otlp, headers_of(header or [])) as sender:
+    with Sender(otlp, headers_of(headers)) as sender:
         leaving = Export(open_store(store), where)
         with _progress() as progress:
             task = progress.add_task("spans", total=leaving.n_spans)
