@@ -212,6 +212,15 @@ def test_never_more_at_once_than_asked_for(tmp_path: Path):
     assert 1 <= most <= 3
 
 
+@pytest.fixture
+def interruptible():
+    """Ctrl-C raises in the main thread, even where the tests were started in the background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_ends_what_is_under_way(tmp_path: Path):
     """Ctrl-C while rollouts run reaches the caller at once; those under way end as interrupted, and say so."""
     begun = []
