@@ -7,11 +7,13 @@ process is waited for.
 
 from __future__ import annotations
 
+import fcntl
+import os
 import re
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import duckdb
@@ -103,12 +105,30 @@ def _writing(path: Path) -> duckdb.DuckDBPyConnection:
     connection = duckdb.connect()
     try:
         connection.execute("SET temp_directory = ?", [f"{path}.tmp"])
+        if not is_begun(path):
+            _remove_empty(path)
         connection.execute(f"ATTACH {quoted(path)} AS store ({FORMAT})")
         connection.execute("USE store")
     except BaseException:
         connection.close()
         raise
     return connection
+
+
+def is_begun(path: Path) -> bool:
+    """Whether there is anything in the file: a full disk leaves an empty one where a store was to be made."""
+    try:
+        return path.stat().st_size > 0
+    except FileNotFoundError:
+        return False
+
+
+def _remove_empty(path: Path) -> None:
+    """Delete an empty file, which DuckDB would not take for one of its own, unless somebody is just making it."""
+    with suppress(OSError), path.open("rb+") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(file.fileno()).st_size == 0:
+            path.unlink()
 
 
 def quoted(path: Path) -> str:

@@ -19,7 +19,7 @@ from tracetune.errors import InvalidInput, QueryError, StoreError, StoreNotFound
 from tracetune.grouping import ingest, schema, segments
 from tracetune.grouping.batches import group_batch
 from tracetune.grouping.compacting import compact
-from tracetune.grouping.connections import connected
+from tracetune.grouping.connections import connected, is_begun
 from tracetune.grouping.deleting import delete_rollouts
 from tracetune.grouping.ingest import IngestReport
 from tracetune.grouping.lint import LintReport, lint
@@ -332,7 +332,7 @@ class Store:
             raise StoreError(f"{self.path} could not be compacted ({error}); free the disk: it is as it was") from error
 
     def _prepare(self) -> None:
-        if self.path.exists():
+        if is_begun(self.path):
             with self._connected(read_only=True) as connection:
                 if schema.is_current(connection, self.path):
                     return

@@ -184,3 +184,11 @@ def test_a_row_that_is_not_a_rollout_is_refused(stored, row, message):
     with pytest.raises(InvalidInput, match=message):
         stored.add_rollouts([{"example_id": "good"}, row])
     assert stored.sql("SELECT count(*) AS n FROM rollouts").rows() == [{"n": 1}]
+
+
+def test_an_empty_file_becomes_a_store(tmp_path):
+    """What a full disk left where a store was to be made takes in what waited in the spool, once there is room."""
+    path = tmp_path / "traces.duckdb"
+    path.touch()
+    write_segment(path, "1-1-a", *a_rollout())
+    assert Store(path).sql("SELECT rollout_id FROM rollouts").rows() == [{"rollout_id": "r0"}]
