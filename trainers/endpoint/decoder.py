@@ -50,7 +50,6 @@ class Decoder:
         journal: Journal,
         max_rows: int,
         threads: int,
-        post: Callable[[list[Piece]], None],
     ) -> None:
         """Take a model.
 
@@ -61,7 +60,6 @@ class Decoder:
             journal: gets every finished row before its client does.
             max_rows: how many rows are decoded at once.
             threads: how many threads torch may use for it.
-            post: hands pieces to the event loop.
         """
         _check_attention(model)
         self.version = version
@@ -72,7 +70,7 @@ class Decoder:
         self._journal = journal
         self._max_rows = max_rows
         self._threads = threads
-        self._post = post
+        self._post: Callable[[list[Piece]], None] = _to_nobody
         self._cache = RowCache()
         self._prefixes = Prefixes(model)
         self._rows: list[Row] = []
@@ -88,8 +86,9 @@ class Decoder:
         self._training_modules: list[torch.nn.Module] = []
         self._thread = threading.Thread(target=self._run, name="tracetune-decoder", daemon=True)
 
-    def start(self) -> None:
-        """Start decoding."""
+    def start(self, post: Callable[[list[Piece]], None]) -> None:
+        """Start decoding; `post` hands pieces to the event loop."""
+        self._post = post
         self._to_eval_mode()
         self._thread.start()
 
@@ -319,6 +318,10 @@ class Decoder:
         if self._outbox:
             self._post(self._outbox)
             self._outbox = []
+
+
+def _to_nobody(pieces: list[Piece]) -> None:
+    """Where pieces go before anybody can have asked for them."""
 
 
 def _stopped() -> Problem:

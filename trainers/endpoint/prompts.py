@@ -5,20 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from jinja2 import TemplateError
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from tracetune.trainers.endpoint.problems import Problem
 from tracetune.trainers.endpoint.requests import Message
 
 
 class Prompts:
-    """The tokenizer's side of the endpoint."""
+    """The tokenizer's side of the endpoint.
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-        config = model.config.get_text_config(decoder=True)
+    Args:
+        tokenizer: the policy's own.
+        context: how many tokens prompt and completion may have together.
+        vocabulary: how many tokens the model knows.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, context: int, vocabulary: int) -> None:
         self._tokenizer = tokenizer
-        self._context = int(config.max_position_embeddings)
-        self._vocabulary = int(config.vocab_size)
+        self._context = context
+        self._vocabulary = vocabulary
         self._token_texts: dict[int, str] = {}
 
     def of_chat(self, messages: Sequence[Message]) -> tuple[int, ...]:

@@ -24,6 +24,8 @@ class Member:
             distribution, so that a trainer must compute its own.
         trajectory: the place of its rollout's unit in the group when whole rollouts are
             members; members that share it are one unit. Its own slot otherwise.
+        teacher: the name of the teacher that sampled it; None where the policy did, of
+            whatever version.
     """
 
     call_id: str
@@ -41,6 +43,7 @@ class Member:
     advantage: float
     on_policy: bool = True
     trajectory: int = 0
+    teacher: str | None = None
 
     @property
     def is_exact(self) -> bool:
