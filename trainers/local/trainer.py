@@ -114,8 +114,6 @@ class LocalTrainer(WeightTrainer):
     def endpoint(self, env: Environment, version: str) -> Endpoint:
         """A server of the model as it learns, on this machine."""
         from tracetune.trainers.endpoint import LocalEndpoint
-
-        routing: dict[str, Any] = {"adapter_of": self._adapter_of} if self.settings.adapter_per_module else {}
         return LocalEndpoint(
             self.model,
             self.tokenizer,
@@ -125,7 +123,7 @@ class LocalTrainer(WeightTrainer):
             models=env.plan.models,
             forward=env.plan.upstream,
             threads=self._threads,
-            **routing,
+            adapter_of=self._adapter_of if self.settings.adapter_per_module else None,
         )
 
     def step(self, batch: GroupBatch) -> StepReport:
