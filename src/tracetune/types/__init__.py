@@ -17,7 +17,7 @@ from tracetune.types.protocols import (
     Plan,
     Trainer,
 )
-from tracetune.types.reports import StepReport
+from tracetune.types.reports import Likelihood, StepReport
 from tracetune.types.rollouts import Call, Rollout, RolloutSet
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "Grouping",
     "Journal",
     "LeftOut",
+    "Likelihood",
     "Member",
     "Plan",
     "Policy",
