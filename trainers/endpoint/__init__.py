@@ -1,6 +1,7 @@
-"""The policy endpoint: a local model that OpenAI's clients can call while it is being trained."""
+"""The policy endpoint: what OpenAI's clients call while a policy is trained, be it a model here or a service."""
 
 from tracetune.trainers.endpoint.local import LocalEndpoint
+from tracetune.trainers.endpoint.proxy import ProxyEndpoint
 from tracetune.types import Upstream
 
-__all__ = ["LocalEndpoint", "Upstream"]
+__all__ = ["LocalEndpoint", "ProxyEndpoint", "Upstream"]
