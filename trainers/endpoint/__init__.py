@@ -2,6 +2,7 @@
 
 from tracetune.trainers.endpoint.local import LocalEndpoint
 from tracetune.trainers.endpoint.proxy import ProxyEndpoint
+from tracetune.trainers.endpoint.vllm import VllmEndpoint
 from tracetune.types import Upstream
 
-__all__ = ["LocalEndpoint", "ProxyEndpoint", "Upstream"]
+__all__ = ["LocalEndpoint", "ProxyEndpoint", "Upstream", "VllmEndpoint"]

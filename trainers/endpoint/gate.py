@@ -1,11 +1,15 @@
-"""A gate that many pass at once, and that whoever wants to be alone behind it can close."""
+"""A gate that many pass at once, and that whoever wants to be alone behind it can close; and a count of who is inside.
+
+Both are for the tasks of an event loop on one side, and threads on the other.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -72,3 +76,34 @@ class Gate:
 def _let_in(opened: asyncio.Future[None]) -> None:
     if not opened.done():
         opened.set_result(None)
+
+
+class Usage:
+    """Who is used at the moment, by how many.
+
+    Example:
+        >>> usage = Usage()
+        >>> with usage.of("policy-1"):
+        ...     usage.wait_until_unused("policy-0")
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._users: Counter[str] = Counter()
+
+    @contextmanager
+    def of(self, name: str) -> Iterator[None]:
+        """Use it until the block ends."""
+        with self._changed:
+            self._users[name] += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._users[name] -= 1
+                self._changed.notify_all()
+
+    def wait_until_unused(self, name: str) -> None:
+        """Wait until nobody uses it."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._users[name])

@@ -24,7 +24,9 @@ class ProxyEndpoint(Front):
     """Stands in front of a service that speaks OpenAI's protocol, and gives its model the policy's name.
 
     Requests for the policy go to the upstream with its own name for the model and with
-    `sampling` over what they ask; answers come back as they are.
+    `sampling` over what they ask; answers come back as they are. With `records_tokens` each
+    choice is in the journal, token by token, before its client sees its end; nothing is
+    recorded otherwise, and the store knows the program's own trace of its texts.
 
     Example:
         >>> upstream = Upstream("https://api.openai.com/v1", api_key="sk-…")
@@ -46,6 +48,7 @@ class ProxyEndpoint(Front):
         sampling: Sampling | None = None,
         models: Mapping[str, str] = {},
         forward: Upstream | None = None,
+        records_tokens: bool = False,
         host: str = "127.0.0.1",
         port: int = 0,
     ) -> None:
@@ -56,10 +59,12 @@ class ProxyEndpoint(Front):
             upstream_model: what it is called there.
             name: the model name that programs ask for.
             version: of the policy.
-            journal: where to record what the upstream says of its tokens.
+            journal: where tokens are recorded.
             sampling: goes over what programs ask, while it is set.
             models: names that programs have hard-coded, each mapped to `name`.
             forward: where requests for other models go; they are refused where it is None.
+            records_tokens: have the upstream return the tokens that it samples, as vLLM does,
+                and record them; see `docs/vllm.md`.
             host: the address to listen at.
             port: 0 takes a free one.
 
@@ -71,7 +76,8 @@ class ProxyEndpoint(Front):
             raise InvalidInput(
                 f"the upstream's base_url is {upstream.base_url!r}; give one like http://127.0.0.1:8000/v1"
             )
-        self._relay = Relay(upstream, Serving(upstream_model, version), lambda: self.sampling)
+        serving = Serving(upstream_model, version)
+        self._relay = Relay(upstream, serving, lambda: self.sampling, journal if records_tokens else None)
 
     def stop(self) -> None:
         """Cut short what is not finished, and close the address."""

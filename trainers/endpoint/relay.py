@@ -1,13 +1,16 @@
 """The way of the policy's requests to where it answers, and of the answers back.
 
 A request goes on as it came, but for the model's name and for what is set over its
-sampling. The answer comes back byte for byte, as it comes, errors included.
+sampling. The answer comes back byte for byte, as it comes, errors included; where the
+upstream says which tokens it sampled, they are taken out of it and written down.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
 from typing import Any, NamedTuple
 
 import httpx
@@ -17,12 +20,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from tracetune.trainers.endpoint.door import Door, event
+from tracetune.errors import TracetuneWarning
+from tracetune.trainers.endpoint.door import CALL_HEADER, MODULE_HEADER, Door, event
 from tracetune.trainers.endpoint.forwarding import Forwarder, passed_headers
-from tracetune.trainers.endpoint.gate import Gate
+from tracetune.trainers.endpoint.gate import Gate, Usage
 from tracetune.trainers.endpoint.overrides import asked_of, in_force, with_sampling
 from tracetune.trainers.endpoint.problems import Problem
-from tracetune.types import Sampling, Upstream
+from tracetune.trainers.endpoint.recorded import Heading, RecordedRequest
+from tracetune.types import Journal, Sampling, Upstream
+
+Reader = Callable[[httpx.Response], AsyncGenerator[bytes]]
 
 
 class Serving(NamedTuple):
@@ -38,12 +45,31 @@ class Relay:
     Attributes:
         serving: what requests get that begin from now on.
         gate: every request passes it; closed while the policy changes.
+        usage: which of the upstream's models are being asked.
         completions_served: how many choices have been answered to the end.
     """
 
-    def __init__(self, upstream: Upstream, serving: Serving, sampling: Callable[[], Sampling | None]) -> None:
+    def __init__(
+        self,
+        upstream: Upstream,
+        serving: Serving,
+        sampling: Callable[[], Sampling | None],
+        journal: Journal | None,
+    ) -> None:
+        """Prepare the way; nothing is connected before the first request.
+
+        Args:
+            upstream: who has the policy.
+            serving: see the attribute.
+            sampling: gives what goes over the clients' sampling just now.
+            journal: gets the tokens of each choice; None where the upstream does not return them.
+        """
         self.serving = serving
+        self._address = upstream.base_url
+        self._journal = journal
+        self._has_warned = False
         self.gate = Gate()
+        self.usage = Usage()
         self.completions_served = 0
         self._upstream = Forwarder(upstream)
         self._sampling = sampling
@@ -97,25 +123,56 @@ class Relay:
         async with self.gate.passed():
             if self._stopped:
                 raise _stopped()
-            answer = await self._upstream.send(request, orjson.dumps(self._body(values)))
-            try:
-                await parts.begin(answer)
-                async for chunk in answer.aiter_raw():
-                    await parts.pass_on(chunk)
-            except httpx.HTTPError as error:
-                await parts.cut_short(Problem(502, f"the answer broke off: {type(error).__name__}: {error}"))
-                return
-            finally:
-                await answer.aclose()
-            if answer.is_success:
-                self.completions_served += _choices(values)
-            await parts.end()
+            body, read = self._prepared(request, values)
+            with self.usage.of(body["model"]):
+                await self._exchanged(request, body, read, parts)
 
-    def _body(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """What is sent on in place of what was asked."""
-        override = self._sampling()
-        body = {**values, "model": self.serving.model}
-        return body if override is None else with_sampling(body, in_force(asked_of(values), override))
+    async def _exchanged(self, request: Request, body: Mapping[str, Any], read: Reader, parts: _Parts) -> None:
+        encoding = None if self._journal is None else "identity"
+        answer = await self._upstream.send(request, orjson.dumps(body), encoding=encoding)
+        parts.of(answer)
+        try:
+            async with aclosing(read(answer)) as chunks:
+                async for chunk in chunks:
+                    await parts.pass_on(chunk)
+        except Problem as problem:
+            await parts.cut_short(problem)
+        except httpx.HTTPError as error:
+            reason = f"the answer of {self._address} broke off: {type(error).__name__}: {error}"
+            await parts.cut_short(Problem(502, reason, code="upstream"))
+        else:
+            if answer.is_success:
+                self.completions_served += _choices(body)
+            await parts.end()
+        finally:
+            await answer.aclose()
+
+    def _prepared(self, request: Request, values: Mapping[str, Any]) -> tuple[Mapping[str, Any], Reader]:
+        """What is sent on in place of what was asked, and how its answer is read."""
+        override, (model, version) = self._sampling(), self.serving
+        if self._journal is not None:
+            call_id, module = request.headers.get(CALL_HEADER), request.headers.get(MODULE_HEADER)
+            heading = Heading(values["model"], version, call_id, module)
+            recorded = RecordedRequest(
+                values, model, override, heading, journal=self._journal, on_unknown=self._warn_of_unknown
+            )
+            return recorded.body, recorded.answer
+        body = {**values, "model": model}
+        return (body if override is None else with_sampling(body, in_force(asked_of(values), override))), _as_it_is
+
+    def _warn_of_unknown(self) -> None:
+        if not self._has_warned:
+            self._has_warned = True
+            message = (
+                f"{self._address} returns no token ids, so its completions are known by their text alone; "
+                "serve the policy with vLLM 0.10.2 or newer, or leave out records_tokens"
+            )
+            warnings.warn(message, TracetuneWarning, stacklevel=2)
+
+
+async def _as_it_is(answer: httpx.Response) -> AsyncGenerator[bytes]:
+    async for chunk in answer.aiter_raw():
+        yield chunk
 
 
 class _Relayed(Response):
@@ -130,25 +187,26 @@ class _Relayed(Response):
 
 
 class _Parts:
-    """The parts of an answer as the client gets them."""
+    """The parts of an answer as the client gets them; it begins with the first of them."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
+        self._answer: httpx.Response | None = None
         self._begun = self._is_stream = False
         self._takes_event = False
 
-    async def begin(self, answer: httpx.Response) -> None:
-        self._begun = True
-        self._is_stream = self._takes_event = answer.headers.get("content-type", "").startswith("text/event-stream")
-        await self._send(
-            {"type": "http.response.start", "status": answer.status_code, "headers": passed_headers(answer)}
-        )
+    def of(self, answer: httpx.Response) -> None:
+        """Say whose status and headers they go under."""
+        self._answer = answer
+        self._is_stream = answer.headers.get("content-type", "").startswith("text/event-stream")
 
     async def pass_on(self, chunk: bytes) -> None:
+        await self._begin()
         self._takes_event = self._is_stream and chunk.endswith(b"\n\n")
         await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
 
     async def end(self) -> None:
+        await self._begin()
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def cut_short(self, problem: Problem) -> None:
@@ -163,6 +221,13 @@ class _Parts:
             await self.pass_on(event(problem.body))
             await self.end()
         # Otherwise the connection is closed before the announced end, and the client tells by that.
+
+    async def _begin(self) -> None:
+        if self._begun or self._answer is None:
+            return
+        self._begun = True
+        status, headers = self._answer.status_code, passed_headers(self._answer)
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
 
 
 async def _gone(request: Request) -> None:
