@@ -91,6 +91,11 @@ class ProxyEndpoint(Front):
         return self._relay.serving.version
 
     @property
+    def requests_received(self) -> int:
+        """How many requests for the policy have come, whatever became of them."""
+        return self._relay.requests_received
+
+    @property
     def completions_served(self) -> int:
         """How many choices have been answered to the end."""
         return self._relay.completions_served

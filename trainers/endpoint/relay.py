@@ -46,6 +46,7 @@ class Relay:
         serving: what requests get that begin from now on.
         gate: every request passes it; closed while the policy changes.
         usage: which of the upstream's models are being asked.
+        requests_received: how many requests for the policy have come.
         completions_served: how many choices have been answered to the end.
     """
 
@@ -70,6 +71,7 @@ class Relay:
         self._has_warned = False
         self.gate = Gate()
         self.usage = Usage()
+        self.requests_received = 0
         self.completions_served = 0
         self._upstream = Forwarder(upstream)
         self._sampling = sampling
@@ -103,6 +105,7 @@ class Relay:
         Raises:
             Problem: if there can be no answer.
         """
+        self.requests_received += 1
         parts = _Parts(send)
         task = asyncio.ensure_future(self._passed_on(request, values, parts))
         gone = asyncio.ensure_future(_gone(request))

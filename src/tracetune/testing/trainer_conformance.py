@@ -132,9 +132,10 @@ class TrainerConformance:
             call, version = calls[call_id or ""]
             assert completion.text == call.completion
             assert (completion.module, completion.policy_version) == (call.module, version)
-            assert len(completion.completion_logprobs) == len(completion.completion_token_ids) > 0
+            logprobs = completion.completion_logprobs or ()
+            assert len(logprobs) == len(completion.completion_token_ids) > 0
             assert len(completion.prompt_token_ids) > 0
-            assert all(math.isfinite(logprob) and logprob <= 1e-4 for logprob in completion.completion_logprobs)
+            assert all(math.isfinite(logprob) and logprob <= 1e-4 for logprob in logprobs)
 
     def test_no_rollout_is_used_twice(self, tmp_path: Path) -> None:
         """Each batch in the journal is made of training rollouts of its own, which ran in its step."""

@@ -19,6 +19,7 @@ from tracetune.types.protocols import (
 )
 from tracetune.types.reports import StepReport
 from tracetune.types.rollouts import Call, Rollout, RolloutSet
+from tracetune.types.teachers import Teacher
 
 __all__ = [
     "Call",
@@ -41,6 +42,7 @@ __all__ = [
     "Sampling",
     "Score",
     "StepReport",
+    "Teacher",
     "Trainer",
     "Upstream",
 ]

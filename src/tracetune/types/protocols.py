@@ -18,6 +18,7 @@ from tracetune.types.groups import GroupBatch
 from tracetune.types.policies import Policy, Upstream
 from tracetune.types.reports import StepReport
 from tracetune.types.rollouts import RolloutSet
+from tracetune.types.teachers import Teacher
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +80,7 @@ class Plan:
         models: names that programs have hard-coded, mapped to the policy's.
         upstream: where requests for other models go; None refuses them.
         seed: of the order of examples, and of whatever a trainer draws.
+        teachers: who makes a share of the training rollouts in place of the policy.
     """
 
     run: str
@@ -91,6 +93,7 @@ class Plan:
     models: Mapping[str, str] = field(default_factory=dict)
     upstream: Upstream | None = None
     seed: int = 0
+    teachers: tuple[Teacher, ...] = ()
 
 
 class Environment(Protocol):
@@ -114,7 +117,10 @@ class Environment(Protocol):
         """The training examples of a step: the same ones whenever they are asked for."""
 
     def rollouts(self, examples: Sequence[Example], n: int, policy: Policy, split: str, *, step: int) -> RolloutSet:
-        """Run the program n times on each example under a policy, and score it."""
+        """Run the program n times on each example under a policy, and score it.
+
+        In the split "train" the plan's teachers make their shares of them.
+        """
 
     def groups(self, rollouts: RolloutSet, grouping: Grouping) -> GroupBatch:
         """Align the calls of those rollouts."""
