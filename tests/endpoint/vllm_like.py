@@ -31,7 +31,8 @@ def logits(model: str, last: int) -> list[float]:
 def logprobs(model: str, last: int, temperature: float) -> list[float]:
     """The logarithms of the distribution that is sampled from."""
     scaled = [value / temperature for value in logits(model, last)]
-    norm = math.log(sum(map(math.exp, scaled)))
+    highest = max(scaled)
+    norm = highest + math.log(sum(math.exp(value - highest) for value in scaled))
     return [value - norm for value in scaled]
 
 
@@ -40,14 +41,18 @@ class VllmLike:
 
     Attributes:
         base: the base model's name.
+        prompt: what it takes every chat to say, where that is not in its own words.
         returns_ids: False for a version that does not know `return_token_ids`.
         is_dynamic: whether adapters may be loaded.
         adapters: the folder of each adapter by its name.
         events: what was asked, in order: ("load", name), ("unload", name) or ("sample", name).
     """
 
-    def __init__(self, base: str = "base", *, returns_ids: bool = True, is_dynamic: bool = True) -> None:
+    def __init__(
+        self, base: str = "base", *, prompt: str | None = None, returns_ids: bool = True, is_dynamic: bool = True
+    ) -> None:
         self.base = base
+        self.prompt = prompt
         self.returns_ids = returns_ids
         self.is_dynamic = is_dynamic
         self.adapters: dict[str, Path] = {}
@@ -109,7 +114,7 @@ class _Answer:
     def __init__(self, server: VllmLike, body: dict[str, Any], is_chat: bool) -> None:
         self.body, self.is_chat = body, is_chat
         self.with_ids = server.returns_ids and bool(body.get("return_token_ids"))
-        prompt = body["messages"][-1]["content"] if is_chat else body["prompt"]
+        prompt = (server.prompt or body["messages"][-1]["content"]) if is_chat else body["prompt"]
         prompts = prompt if isinstance(prompt, list) else [prompt]
         self.prompts = [[WORDS.index(word) for word in text.split()] for text in prompts]
         self.choices = [self._sampled(ids) for ids in self.prompts for _ in range(body.get("n") or 1)]

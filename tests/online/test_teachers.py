@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from endpoint.vllm_like import VllmLike, serving
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -37,9 +36,9 @@ class Unrecorded:
 @pytest.fixture(scope="module")
 def big() -> Iterator[LocalEndpoint]:
     """Another tiny model, served to whoever has the key: its texts are all that is known of it."""
-    torch.manual_seed(7)
-    model = tiny_model()
-    with LocalEndpoint(model, tiny_tokenizer(), name="big-1", version="big@0", journal=Unrecorded(), threads=1) as one:
+    with LocalEndpoint(
+        tiny_model(7), tiny_tokenizer(), name="big-1", version="big@0", journal=Unrecorded(), threads=1
+    ) as one:
         yield one
 
 
@@ -142,18 +141,9 @@ def test_a_resumed_run_has_the_same_split(taught: tt.Result, big: LocalEndpoint,
     assert rows(resumed.store, query) == rows(taught.store, query)
 
 
-class SomeTokens(VllmLike):
-    """As vLLM, whatever it is asked."""
-
-    def _complete(self, handler: Any, body: dict[str, Any], *, is_chat: bool) -> None:
-        # The program's words are another tokenizer's.
-        body["messages"] = [{"role": "user", "content": "w2 w3"}]
-        super()._complete(handler, body, is_chat=is_chat)
-
-
 def test_the_tokens_of_a_teacher_that_returns_them_are_known(tmp_path: Path):
     """A teacher that answers as vLLM does has exact members, sampled as the policy's, with their log-probabilities."""
-    with serving(SomeTokens()) as service:
+    with serving(VllmLike(prompt="w2 w3")) as service:
         teacher = Teacher("big", service.upstream.base_url, "key", "base", share=0.25, records_tokens=True)
         result = train(tmp_path / "a.duckdb", steps=1, teachers=[teacher])
     taught = [member for member in members_of(result.store) if member.teacher == "big"]
@@ -174,7 +164,7 @@ def test_log_probabilities_that_are_not_recorded_are_not_there(tmp_path: Path):
         bend = {"logit_bias": {"5": 1}} if policy.model == "big" else {}
         return ask(word, **bend)
 
-    with serving(SomeTokens()) as service:
+    with serving(VllmLike(prompt="w2 w3")) as service:
         teacher = Teacher("big", service.upstream.base_url, "key", "base", share=0.5, records_tokens=True)
         result = train(tmp_path / "a.duckdb", program=bent, steps=1, teachers=[teacher])
     known = {(member.teacher, member.is_exact, member.logprobs is None) for member in members_of(result.store)}
