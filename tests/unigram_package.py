@@ -1,4 +1,4 @@
-"""The package that `docs/your_own_trainer.md` builds, read from its blocks: the document is the only place it stands."""
+"""The package that `docs/your_own_trainer.md` builds, read from its blocks: it stands there and nowhere else."""
 
 from __future__ import annotations
 
