@@ -139,7 +139,7 @@ class State:
             state = cls(**{**values, "pending": pending})
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise CheckpointError(
-                f"{folder} is no whole checkpoint of a job trainer ({type(error).__name__}: {error}); resume from another"
+                f"{folder} is no whole checkpoint of jobs ({type(error).__name__}: {error}); resume from another"
             ) from error
         differing = sorted(name for name in settings if state.settings.get(name) != settings[name])
         if differing:

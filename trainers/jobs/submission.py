@@ -50,9 +50,7 @@ class Submission:
         say: called with a line for whoever watches.
     """
 
-    def __init__(
-        self, service: JobService, settings: JobSettings, patience: Patience, *, keep: Keep, say: Say
-    ) -> None:
+    def __init__(self, service: JobService, settings: JobSettings, patience: Patience, *, keep: Keep, say: Say) -> None:
         self._service = service
         self._settings = settings
         self._patience = patience

@@ -10,7 +10,6 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Literal, Self
 
@@ -122,7 +121,7 @@ class JobTrainer(ABC):
                 self._state = State.load(env.resume_from, self._settings)
             elif self._state.step:
                 raise TrainerError(
-                    f'this "{self.name}" trainer has begun {self._state.step} steps already; make a new one for a new run'
+                    f'this "{self.name}" trainer has begun {self._state.step} steps; make a new one for a new run'
                 )
             plan = env.plan
             endpoint = ProxyEndpoint(
@@ -261,11 +260,11 @@ class JobTrainer(ABC):
             keep=lambda known: self._keep(env, known),
             say=env.notice,
         )
-        pending = submission.found(pending)
+        known, pending = pending, submission.found(pending)
         if pending.job_id is None:
             self._confirm(pending, env.plan.steps)
-        # Kept again where another process had left more than it wrote down.
-        self._keep(env, pending)
+        if pending != known:  # the process before this one did not come to write it down
+            self._keep(env, pending)
         pending = submission.submitted(pending, model=self._state.model, seed=env.plan.seed)
         assert pending.job_id is not None
         job, loss = submission.ended(pending.job_id)
@@ -274,7 +273,7 @@ class JobTrainer(ABC):
             self._state = self._state.failed()
             env.checkpoint(self._state)
             raise TrainerError(
-                f'job {job.id} of step {pending.step} has {job.status} at {self._upstream.base_url}: '
+                f"job {job.id} of step {pending.step} has {job.status} at {self._upstream.base_url}: "
                 f"{job.error or 'no reason was given'}; resume the run to submit its rows again"
             )
         return job, loss

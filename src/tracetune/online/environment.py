@@ -135,6 +135,10 @@ class OnlineEnvironment:
         if self._on_step is not None:
             self._on_step(rollouts.step, figures)
 
+    def notice(self, text: str) -> None:
+        """Show a line of what goes on in a step that takes long."""
+        self._display.notice(text)
+
     def _worth(self, rollout: Rollout) -> float:
         return self.plan.grouping.failure_reward if rollout.reward is None else rollout.reward
 
