@@ -10,11 +10,12 @@ import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from email import message_from_bytes
 from email.policy import HTTP
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 from urllib.parse import parse_qs, urlsplit
 
@@ -278,7 +279,7 @@ class _Handler(BaseHTTPRequestHandler):
             case _:
                 self.reply(404, {"error": {"message": self.path}})
 
-    def reply(self, status: int, value: dict[str, Any], headers: dict[str, str] = {}) -> None:
+    def reply(self, status: int, value: dict[str, Any], headers: Mapping[str, str] = MappingProxyType({})) -> None:
         content = json.dumps(value).encode()
         self.send_response(status)
         self.send_header("content-type", "application/json")
