@@ -6,11 +6,10 @@ tell no events, so that of a job under way its status alone is shown.
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Sequence
 from typing import Any, Literal
-
-import litellm
 
 from tracetune.errors import InvalidInput
 from tracetune.trainers.jobs.openai import first_of, job_of, told_apart
@@ -19,6 +18,22 @@ from tracetune.trainers.jobs.trainer import JobTrainer, Method
 from tracetune.types import Upstream
 
 _OPENAI = "https://api.openai.com/v1"
+_LOCAL_PRICES = "LITELLM_LOCAL_MODEL_COST_MAP"
+
+
+def _without_network() -> Any:
+    before = os.environ.get(_LOCAL_PRICES)
+    os.environ[_LOCAL_PRICES] = "True"  # litellm would fetch a list of prices that nothing here needs
+    try:
+        return importlib.import_module("litellm")
+    finally:
+        if before is None:
+            del os.environ[_LOCAL_PRICES]
+        else:
+            os.environ[_LOCAL_PRICES] = before
+
+
+litellm = _without_network()
 
 
 class LiteLLMTrainer(JobTrainer):
