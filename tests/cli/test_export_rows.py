@@ -106,9 +106,8 @@ def test_groups_are_exported_with_their_tokens(tracetune, answers):
     """The Parquet file is the table of the groups that `Store.groups` gives for the same condition."""
     done = tracetune("export", answers, "--format", "parquet", "-o", "groups.parquet", "--where", "example_id = 'q1'")
     assert (done.status, done.stdout) == (0, "")
-    assert (
-        done.stderr == "4 rows of 4 calls in 1 groups\nleft out of the groups: 1 calls unscored, 1 rollouts unscored\n"
-    )
+    left_out = "left out of the groups: 1 calls unscored, 1 rollouts unscored\n"
+    assert done.stderr == f"4 rows of 4 calls in 1 groups\n{left_out}"
     batch = Store(answers).groups(Grouping(), "example_id = 'q1'")
     assert pyarrow.parquet.read_table("groups.parquet") == group_table(batch)
 
