@@ -210,7 +210,7 @@ class WeightTrainer(ABC):
             # Whoever evaluates the policy next gets the program's own sampling.
             endpoint.sampling = None
         if not self._reached:
-            self._reached = _reaches_endpoint(rollouts, endpoint.completions_served - served)
+            self._reached = reaches_endpoint(rollouts, endpoint.completions_served - served)
         batch = env.groups(rollouts, plan.grouping)
 
         def learn() -> StepReport:
@@ -234,7 +234,7 @@ class WeightTrainer(ABC):
         return self._endpoint
 
 
-def _reaches_endpoint(rollouts: RolloutSet, served: int) -> bool:
+def reaches_endpoint(rollouts: RolloutSet, served: int) -> bool:
     """Whether the program asks the policy; False while it has asked nobody.
 
     Raises:

@@ -155,6 +155,10 @@ class OnlineEnvironment:
         if self._on_step is not None:
             self._on_step(rollouts.step, figures)
 
+    def notice(self, text: str) -> None:
+        """Show a line of what goes on in a step that takes long."""
+        self._display.notice(text)
+
     def _makers(self, example: Example, n: int, policy: Policy, split: str, step: int) -> list[Policy]:
         if self._teachers is None or split != "train":
             return [policy] * n

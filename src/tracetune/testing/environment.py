@@ -9,6 +9,7 @@ is always something to learn, whatever the policy says.
 from __future__ import annotations
 
 import itertools
+import shutil
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -74,6 +75,7 @@ class ScriptedEnvironment:
         evaluations: in order.
         checkpoints: the folder of each step's checkpoint.
         reports: of the steps that were announced.
+        notices: what trainers said meanwhile.
 
     Example:
         >>> environment = ScriptedEnvironment(Path("checkpoints"), steps=3)
@@ -107,6 +109,7 @@ class ScriptedEnvironment:
         self.evaluations: list[Evaluation] = []
         self.checkpoints: dict[int, Path] = {}
         self.reports: list[StepReport] = []
+        self.notices: list[str] = []
         self._folder = folder
         self._reward = reward
         self._interrupt_at = interrupt_at
@@ -176,6 +179,8 @@ class ScriptedEnvironment:
     def checkpoint(self, state: Checkpoint) -> None:
         """Keep a checkpoint."""
         folder = self._folder / f"step-{state.step}"
+        if folder.exists():  # a trainer may keep more than one of a step
+            shutil.rmtree(folder)
         folder.mkdir(parents=True)
         state.save(folder)
         self.checkpoints[state.step] = folder
@@ -183,6 +188,10 @@ class ScriptedEnvironment:
     def report(self, report: StepReport, rollouts: RolloutSet, batch: GroupBatch) -> None:
         """Remember a finished step."""
         self.reports.append(report)
+
+    def notice(self, text: str) -> None:
+        """Remember what a trainer says meanwhile."""
+        self.notices.append(text)
 
     def ask(self, policy: Policy, *, n: int = 1) -> list[str]:
         """What the policy answers to one prompt, as the program asks it."""

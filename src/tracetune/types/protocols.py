@@ -59,7 +59,9 @@ class Journal(Protocol):
 class Checkpoint(Protocol):
     """All that a trainer needs to go on after `step`; the environment keeps it atomically."""
 
-    step: int
+    @property
+    def step(self) -> int:
+        """The step that it is kept under."""
 
     def save(self, folder: Path) -> None:
         """Write it into an empty folder, as safetensors and JSON."""
@@ -133,6 +135,9 @@ class Environment(Protocol):
 
     def report(self, report: StepReport, rollouts: RolloutSet, batch: GroupBatch) -> None:
         """Show and announce a finished step."""
+
+    def notice(self, text: str) -> None:
+        """Show a line of what goes on in a step that takes long."""
 
 
 @runtime_checkable
