@@ -7,6 +7,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from tracetune.errors import EndpointError
 from tracetune.trainers.endpoint.text import Decode
 
+# What keys and values may take where the caller does not say.
+CACHE_BYTES = 4 * 1024**3
+
+
+def cache_tokens_of(model: PreTrainedModel) -> int:
+    """How many tokens' keys and values fit in `CACHE_BYTES`."""
+    config = model.config.get_text_config(decoder=True)
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    a_token = 2 * config.num_hidden_layers * heads * head_size * model.dtype.itemsize
+    return max(1, CACHE_BYTES // a_token)
+
 
 def decode_of(tokenizer: PreTrainedTokenizerBase) -> Decode:
     """Makes text of token ids, special tokens left out."""
