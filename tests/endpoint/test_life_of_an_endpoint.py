@@ -329,3 +329,20 @@ def test_exclusive_work_that_fails_fails_where_it_was_asked_for(client, endpoint
         endpoint.exclusively(lambda: 1 / 0)
     reply = client.chat.completions.create(model="policy", messages=[{"role": "user", "content": "w3"}], max_tokens=2)
     assert reply.usage.completion_tokens > 0
+
+
+def test_the_first_passes_are_made_before_anybody_asks(model, serve, connect, journal, monkeypatch):
+    """A started endpoint has prefilled and decoded once, records nothing of it, and keeps nothing of it."""
+    passes = []
+    forward = type(model).forward
+
+    def counting(self, input_ids, **inputs):
+        passes.append(tuple(input_ids.shape))
+        return forward(self, input_ids=input_ids, **inputs)
+
+    monkeypatch.setattr(type(model), "forward", counting)
+    client = connect(serve())
+    assert passes == [(1, 2), (1, 1)]
+    client.completions.create(model="policy", prompt=[0, 0], max_tokens=1)
+    assert passes[2:] == [(1, 2)]
+    assert [len(record.completion_token_ids) for record in journal.completions] == [1]

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 import torch
@@ -21,7 +21,7 @@ from tracetune.trainers.endpoint.admission import Admission, prompt_of
 from tracetune.trainers.endpoint.cache import RowCache
 from tracetune.trainers.endpoint.mixing import BASE, AdapterMixing
 from tracetune.trainers.endpoint.models import check_attention, decode_of, end_tokens
-from tracetune.trainers.endpoint.prefixes import Prefixes
+from tracetune.trainers.endpoint.prefixes import Prefixes, Prompt
 from tracetune.trainers.endpoint.problems import Problem
 from tracetune.trainers.endpoint.rows import Piece, Row
 from tracetune.trainers.endpoint.sampling import Drawn, Sampler
@@ -97,10 +97,13 @@ class Decoder:
         self._thread = threading.Thread(target=self._run, name="tracetune-decoder", daemon=True)
 
     def start(self, post: Callable[[list[Piece]], None]) -> None:
-        """Start decoding; `post` hands pieces to the event loop."""
+        """Start decoding, warm when this returns; `post` hands pieces to the event loop."""
         self._post = post
         self._to_eval_mode()
+        self._busy = True
         self._thread.start()
+        with self._changed:
+            self._changed.wait_for(lambda: not self._busy)
 
     def stop(self) -> None:
         """Stop: rows that are not finished are recorded as cancelled and refused."""
@@ -201,6 +204,7 @@ class Decoder:
         # no_grad, not inference_mode: the trainer uses the same modules, and what they
         # keep between calls must not become an inference tensor.
         with torch.no_grad():
+            self._warm_up()
             while (admitted := self._next_rows()) is not None:
                 if self._work is not None:
                     work, self._work = self._work, None
@@ -220,6 +224,14 @@ class Decoder:
         with self._changed:
             self._busy = False
             self._changed.notify_all()
+
+    def _warm_up(self) -> None:
+        """Have the first passes of a process, which cost many times the others, before anybody waits for them."""
+        with suppress(Exception):  # what is wrong with the model, the first request will tell
+            self._cache.admit(self._prefixes.of([Prompt("", (0, 0))]))
+            self._forward([0], [2], [None])
+        self._prefixes.clear()
+        self._cache.release()
 
     def _next_rows(self) -> list[Row] | None:
         """The rows to admit now, perhaps none; waits while there is nothing to do; None: stop."""
@@ -275,24 +287,31 @@ class Decoder:
         kept = self._queue.pause(self._rows)
         if len(kept) < len(self._rows):
             self._keep(kept)
+        tokens_B = [row.completion_ids[-1] for row in self._rows]
+        positions = [row.position for row in self._rows]
+        logits_BV = self._forward(tokens_B, positions, [row.adapter for row in self._rows])
+        assert self._sampler is not None
+        unfinished = self._accept(self._rows, self._sampler.draw(logits_BV))
+        if len(unfinished) < len(self._rows):
+            self._keep(unfinished)
+
+    def _forward(self, tokens_B: list[int], positions: list[int], adapters: list[str | None]) -> torch.Tensor:
+        """The logits after one more token a row, [rows, vocabulary]."""
         device = self._model.device
-        positions_B = self._cache.place([row.position for row in self._rows])
+        positions_B = self._cache.place(positions)
         hidden_BT = torch.arange(self._cache.span, device=device) > positions_B[:, None]
         mask_BT = torch.zeros(hidden_BT.shape, dtype=self._model.dtype, device=device).masked_fill_(
             hidden_BT, -torch.inf
         )
-        with self._mixing.rows([row.adapter for row in self._rows]):
-            logits_BTV = self._model(
-                input_ids=torch.tensor([row.completion_ids[-1:] for row in self._rows], device=device),
+        with self._mixing.rows(adapters):
+            logits_BTV: torch.Tensor = self._model(
+                input_ids=torch.tensor(tokens_B, device=device)[:, None],
                 position_ids=positions_B[:, None],
                 attention_mask=mask_BT[:, None, None],
                 past_key_values=self._cache,
                 use_cache=True,
             ).logits
-        assert self._sampler is not None
-        unfinished = self._accept(self._rows, self._sampler.draw(logits_BTV[:, -1]))
-        if len(unfinished) < len(self._rows):
-            self._keep(unfinished)
+        return logits_BTV[:, -1]
 
     def _accept(self, rows: Sequence[Row], drawn: Drawn) -> list[int]:
         """Give each row its token; gives the indices of those that go on."""

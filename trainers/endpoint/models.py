@@ -16,7 +16,7 @@ def cache_tokens_of(model: PreTrainedModel) -> int:
     config = model.config.get_text_config(decoder=True)
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    a_token = 2 * config.num_hidden_layers * heads * head_size * model.dtype.itemsize
+    a_token: int = 2 * config.num_hidden_layers * heads * head_size * model.dtype.itemsize
     return max(1, CACHE_BYTES // a_token)
 
 
