@@ -24,12 +24,17 @@ def chat(client, **options):
 
 
 class Gate:
-    """Holds the model's forward passes until it is opened; tells when one has come."""
+    """Holds the model's forward passes while it is closed; tells when one has come."""
 
     def __init__(self) -> None:
         self.open = threading.Event()
+        self.open.set()
         self.reached = threading.Event()
         self.passes = 0
+
+    def close(self) -> None:
+        self.open.clear()
+        self.reached.clear()
 
     def __call__(self) -> None:
         self.passes += 1
@@ -39,7 +44,7 @@ class Gate:
 
 @pytest.fixture
 def gate(model, monkeypatch):
-    """A gate before each forward pass, closed at first."""
+    """A gate before each forward pass, open at first: an endpoint makes some when it starts."""
     gate = Gate()
     forward = type(model).forward
 
@@ -83,7 +88,7 @@ def test_a_stream_that_is_closed_early_frees_its_row(endless, serve, connect, jo
 def test_a_client_that_gives_up_waiting_frees_its_row(endless, serve, connect, journal, gate):
     """A request that is not streamed is let go as well when its connection closes."""
     endpoint = serve(max_rows=1)
-    gate.open.clear()
+    gate.close()
     with pytest.raises(openai.APITimeoutError):
         chat(connect(endpoint, timeout=0.2), max_tokens=250)
     gate.open.set()
@@ -151,6 +156,7 @@ def test_two_endpoints_at_once_keep_to_themselves(serve, connect, journal):
 def test_exclusive_waits_for_active_rows_and_admits_none(serve, connect, journal, gate):
     """The trainer gets the model when the rows being decoded are done; later requests wait for it to be back."""
     endpoint = serve()
+    gate.close()
     client = connect(endpoint)
     inside, leave = threading.Event(), threading.Event()
 
