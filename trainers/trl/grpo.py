@@ -69,6 +69,7 @@ class GroupRelative(Stepwise, GRPOTrainer):  # type: ignore[misc]  # trl leaves 
                 optimizers=(optimizer, None),
             )
         self.beta = settings.kl
+        self._temperature = 1.0  # that GRPOConfig has by default
         self._token_budget = settings.token_budget
         self._readings: tuple[Tensor, Tensor] = torch.zeros(0), torch.zeros(0)
         self.begin()
@@ -140,11 +141,11 @@ class GroupRelative(Stepwise, GRPOTrainer):  # type: ignore[misc]  # trl leaves 
 
     def _set_temperature(self, temperature: float) -> None:
         """Have TRL divide logits by another number: it is part of a forward that TRL puts in the model's place."""
-        if temperature != self.temperature:
+        if temperature != self._temperature:
             base = self.model.get_base_model()
             base.forward = self._forward
             add_fused_lm_head(base, temperature=temperature, outputs=("log_probs", "entropy"))
-            self.temperature = temperature
+            self._temperature = temperature
 
     def _count(self, inputs: dict[str, Any]) -> None:
         logprobs_BT, entropies_BT = self._readings

@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tracetune.errors import InvalidInput
+
 
 @dataclass(frozen=True, slots=True)
 class Update:
@@ -42,7 +44,16 @@ class Stepwise:
     sums: Tensor = torch.zeros(4, dtype=torch.float64)
 
     def begin(self: Any) -> None:
-        """Wrap model and optimiser for the processes there are."""
+        """Wrap model and optimiser for the processes there are.
+
+        Raises:
+            InvalidInput: if accelerate was told to cut the model into pieces.
+        """
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise InvalidInput(
+                "accelerate is told to use FSDP or DeepSpeed, which leave no process a whole model to answer with; "
+                "launch with plain data parallelism: accelerate launch --multi_gpu"
+            )
         self.model_wrapped, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
         # Micro-batches are weighed before they come here, so nothing divides them once more.
         self.current_gradient_accumulation_steps = 1

@@ -5,21 +5,47 @@ from __future__ import annotations
 import time
 import warnings
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import peft
 import torch
 
 from tracetune.errors import InvalidInput
 from tracetune.trainers.base import Endpoint, WeightTrainer
 from tracetune.trainers.local.checkpoint import TrainerState, load_checkpoint, model_fingerprint, save_checkpoint
 from tracetune.trainers.local.lora import Adapter
-from tracetune.trainers.local.members import chat_tokeniser, has_something_to_learn, trainable_members
+from tracetune.trainers.local.members import (
+    TrainableMember,
+    chat_tokeniser,
+    has_something_to_learn,
+    trainable_members,
+)
 from tracetune.trainers.local.schedule import rate_factor
 from tracetune.trainers.trl.grpo import GroupRelative
 from tracetune.trainers.trl.settings import TrlSettings
 from tracetune.trainers.trl.stepwise import Update
-from tracetune.types import Capabilities, Environment, GroupBatch, Plan, StepReport
+from tracetune.trainers.trl.team import Team
+from tracetune.types import Capabilities, Environment, GroupBatch, Plan, Policy, StepReport
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class _Lesson:
+    """What every process needs to take part in a step.
+
+    Attributes:
+        state: the leader's adapter and optimiser, where the others may have another.
+    """
+
+    step: int
+    members: list[TrainableMember]
+    skipped: Counter[str]
+    learning_rate: float
+    state: dict[str, Any] | None
 
 
 class TrlTrainer(WeightTrainer):
@@ -84,6 +110,8 @@ class TrlTrainer(WeightTrainer):
         self._trl = GroupRelative(
             self._adapter.model, self.tokenizer, self._optimizer, self.settings, use_cpu=device == "cpu"
         )
+        self._team = Team()
+        self._state_is_news = False
         self._warned = False
 
     @property
@@ -111,17 +139,35 @@ class TrlTrainer(WeightTrainer):
             threads=self._threads,
         )
 
+    def together(self, work: Callable[[], T]) -> T:
+        """What `work` gives: done by the first process, while all of them take part in its steps.
+
+        Where there is one process, it does the work. Where `accelerate launch` started
+        several, the first does it; the others never touch the program or the store, and
+        give what the first one gave.
+
+        Raises:
+            TrainerError: in the others, if the first process fails or is gone.
+        """
+        return self._team.together(work, self._learn)
+
+    def fit(self, env: Environment) -> Policy:
+        """Train until the plan is done; of several processes, the first one alone uses the environment."""
+        return self.together(lambda: super(TrlTrainer, self).fit(env))
+
     def step(self, batch: GroupBatch) -> StepReport:
         """Learn from a batch of groups: `epochs` updates, each over all of it.
 
         A member that cannot be learned from is left out, with its reason in the report.
         Where nothing can be learned, or a gradient is not finite, the weights stay as
-        they are, to the bit.
+        they are, to the bit. Where there are several processes, each has to make the
+        step, and all learn from the batch that the first one has.
         """
-        started = time.perf_counter()
+        return self._learn(self._team.lesson(None if self._team.follows else self._lesson(batch)))
+
+    def _lesson(self, batch: GroupBatch) -> _Lesson:
         if self.settings.schedule != "constant" and self.settings.total_steps is None:
             raise InvalidInput(f"the schedule {self.settings.schedule} falls over total_steps; give it to the trainer")
-        torch.set_num_threads(self._threads)
         members, skipped = trainable_members(
             batch,
             loss=self.settings.loss,
@@ -132,18 +178,29 @@ class TrlTrainer(WeightTrainer):
         )
         if any(member.logprobs is None for member in members):
             self._warn_of_recomputed_logprobs()
+        state = None
+        if self._state_is_news and self._team.size > 1:
+            state = {"adapter": peft.get_peft_model_state_dict(self.model), "optimizer": self._optimizer.state_dict()}
+        self._state_is_news = False
+        return _Lesson(self.steps_done + 1, members, skipped, self._learning_rate(), state)
+
+    def _learn(self, lesson: _Lesson) -> StepReport:
+        """This process's part in a step."""
+        started = time.perf_counter()
+        torch.set_num_threads(self._threads)
+        if lesson.state is not None and self._team.follows:
+            self._adapter.put(lesson.state["adapter"])
+            self._optimizer.load_state_dict(lesson.state["optimizer"])
+        members, skipped = lesson.members, lesson.skipped.copy()
         updates: list[Update] = []
         if has_something_to_learn(members, self.settings.kl):
-            lesson = self._trl.lesson(members)
-            while len(updates) < self.settings.epochs:
-                update = self._trl.update(lesson, self._learning_rate(), self.settings.max_grad_norm)
-                if not update.made:
-                    skipped["not_finite"] += len(members)
-                    break
-                updates.append(update)
+            with self._team.unbroken():
+                updates = self._updates(lesson)
+            if len(updates) < self.settings.epochs:
+                skipped["not_finite"] += len(members)
         elif members:
             skipped["nothing_to_learn"] += len(members)
-        self.steps_done += 1
+        self.steps_done = lesson.step
         used = members if updates else []
         return self._report(
             updates,
@@ -152,6 +209,17 @@ class TrlTrainer(WeightTrainer):
             seconds=time.perf_counter() - started,
             skipped=skipped,
         )
+
+    def _updates(self, lesson: _Lesson) -> list[Update]:
+        """Update the weights once an epoch; stop where a gradient is not finite."""
+        micro_batches = self._trl.lesson(lesson.members)
+        updates: list[Update] = []
+        while len(updates) < self.settings.epochs:
+            update = self._trl.update(micro_batches, lesson.learning_rate, self.settings.max_grad_norm)
+            if not update.made:
+                break
+            updates.append(update)
+        return updates
 
     def save(self, folder: Path) -> None:
         """Write adapter, optimiser, random states and settings into a folder, as safetensors and JSON."""
@@ -166,6 +234,7 @@ class TrlTrainer(WeightTrainer):
                 settings or for another model; nothing was changed.
         """
         self.steps_done = load_checkpoint(folder, self._adapter, self._optimizer, self._state())
+        self._state_is_news = True
 
     def _state(self) -> TrainerState:
         return TrainerState(self.steps_done, self.settings.model_dump(), self._fingerprint)
