@@ -92,8 +92,10 @@ class GroupRelative(Stepwise, GRPOTrainer):  # type: ignore[misc]  # trl leaves 
 
     def lesson(self, members: Sequence[TrainableMember]) -> list[dict[str, Any]]:
         """This process's micro-batches, held against the weights as they are now."""
-        batches = micro_batches(members, self._token_budget)
-        mine = dealt_out(batches, self.accelerator.num_processes, self.accelerator.process_index)
+        processes = self.accelerator.num_processes
+        mine = dealt_out(
+            micro_batches(members, self._token_budget * processes), processes, self.accelerator.process_index
+        )
         # TRL divides by 1 where the weights of a row add up to less, so none is below 1.
         unit = 1.0 / min(member.weight for member in members)
         self.model.eval()

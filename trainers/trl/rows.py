@@ -23,11 +23,11 @@ class MicroBatch:
     """Members of one forward, of one temperature.
 
     Attributes:
-        counted: False where it only keeps a process in step with the others.
+        idle: how many of them, the last ones, only keep a process in step with the others.
     """
 
     members: tuple[TrainableMember, ...]
-    counted: bool = True
+    idle: int = 0
 
     @property
     def temperature(self) -> float:
@@ -55,13 +55,17 @@ def micro_batches(members: Sequence[TrainableMember], token_budget: int) -> list
 
 
 def dealt_out(batches: Sequence[MicroBatch], processes: int, rank: int) -> list[MicroBatch]:
-    """A process's share: as many as every other process has, some of them not counted.
+    """A process's share of each micro-batch: as many members as every other process has, some of them idle.
 
-    TRL's loss speaks with the other processes, so they have to call it equally often.
+    TRL's loss speaks with the other processes about each row, so all have to have
+    equally many.
     """
-    rounds = -(-len(batches) // processes)
-    share = list(batches[rank::processes])
-    return share + [MicroBatch(batches[0].members[:1], counted=False)] * (rounds - len(share))
+    shares = []
+    for batch in batches:
+        mine = batch.members[rank::processes]
+        idle = -(-len(batch.members) // processes) - len(mine)
+        shares.append(MicroBatch(mine + batch.members[:1] * idle, idle))
+    return shares
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,13 +103,14 @@ def tensors_of(batch: MicroBatch, device: torch.device) -> Tensors:
     weights_BT = torch.zeros(shape)
     old_logprobs_BT = torch.zeros(shape)
     for row, member in enumerate(batch.members):
+        counts = row < len(batch.members) - batch.idle
         begin = len(member.prompt_ids) - common
         end = begin + len(member.completion_ids)
         tokens = (*member.prompt_ids[common:], *member.completion_ids)
         completion_ids_BT[row, :end] = torch.tensor(tokens)
         present_BT[row, :end] = 1
-        learned_BT[row, begin:end] = batch.counted
-        weights_BT[row, begin:end] = member.weight if batch.counted else 0.0
+        learned_BT[row, begin:end] = counts
+        weights_BT[row, begin:end] = member.weight if counts else 0.0
         known = member.logprobs if member.logprobs is not None else [torch.nan] * (end - begin)
         old_logprobs_BT[row, begin:end] = torch.tensor(known)
     return Tensors(

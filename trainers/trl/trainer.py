@@ -108,7 +108,11 @@ class TrlTrainer(WeightTrainer):
             list(self._adapter.parameters.values()), lr=self.settings.learning_rate, weight_decay=0.0
         )
         self._trl = GroupRelative(
-            self._adapter.model, self.tokenizer, self._optimizer, self.settings, use_cpu=device == "cpu"
+            self._adapter.model,
+            self.tokenizer,
+            self._optimizer,
+            self.settings,
+            use_cpu=device == "cpu" or not torch.accelerator.is_available(),
         )
         self._team = Team()
         self._state_is_news = False
