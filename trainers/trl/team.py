@@ -53,6 +53,7 @@ class Team:
         self.size = state.num_processes
         self.follows = state.process_index > 0
         self._leads = False
+        self._is_heard = True
         self._channel = torch.distributed.new_group(backend="gloo", timeout=_PATIENCE) if self.size > 1 else None
 
     def together(self, work: Callable[[], T], learn: Callable[[Any], object]) -> T:
@@ -76,7 +77,8 @@ class Team:
             result = work()
             self._say(_Result(result))
         except BaseException as error:
-            self._say(_Failure(f"{type(error).__name__}: {error}"))
+            if self._is_heard:
+                self._say(_Failure(f"{type(error).__name__}: {error}"))
             raise
         finally:
             self._leads = False
@@ -88,13 +90,15 @@ class Team:
 
     @contextmanager
     def unbroken(self) -> Iterator[None]:
-        """Where the work of this process fails halfway, let the others fail too and not wait for it."""
+        """What the processes do hand in hand: if it fails here, the others cannot hear of it.
+
+        They are amid an exchange with this process. It fails as soon as this process ends,
+        or after the half hour that an exchange may take.
+        """
         try:
             yield
         except BaseException:
-            if self._channel is not None:
-                torch.distributed.destroy_process_group()
-                self._channel = None
+            self._is_heard = False
             raise
 
     def _say(self, message: object) -> object:
