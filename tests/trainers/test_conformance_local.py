@@ -16,3 +16,10 @@ class TestLocalTrainer(WeightTrainerConformance):
 
     def make_trainer(self) -> LocalTrainer:
         return LocalTrainer((tiny_model(), tiny_tokenizer()), threads=1)
+
+
+class TestLocalTrainerOfModules(TestLocalTrainer):
+    """With an adapter for each module, too."""
+
+    def make_trainer(self) -> LocalTrainer:
+        return LocalTrainer((tiny_model(), tiny_tokenizer()), threads=1, adapter_per_module=True)
