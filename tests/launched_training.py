@@ -19,7 +19,7 @@ from tiny_llama import tiny_batch, tiny_model, tiny_tokenizer
 import tracetune as tt
 from tracetune.errors import TrainerError
 from tracetune.trainers.trl import TrlTrainer
-from tracetune.types import Example, GroupBatch
+from tracetune.types import GroupBatch
 
 RANK = int(os.environ.get("RANK", "0"))
 SETTINGS: dict[str, Any] = {"learning_rate": 0.01, "token_budget": 40, "kl": 0.05, "epochs": 2}

@@ -12,6 +12,9 @@ from tiny_llama import gradients, group, member, perturb, tiny_batch, tiny_model
 from tracetune.trainers.trl import TrlTrainer
 from tracetune.types import GroupBatch
 
+# Gradients are compared as they are, and the weights stay.
+STILL = {"learning_rate": 1e-12, "max_grad_norm": 1e9}
+
 pytestmark = pytest.mark.filterwarnings("ignore:some members have no log-probabilities")
 
 
@@ -51,12 +54,21 @@ def assert_same_step(ours, theirs, batch: GroupBatch, folder) -> None:
         ("dapo", 0.1, 1.0, "call"),
         ("bnpo", 0.0, 1.0, "call"),
         ("dr_grpo", 0.1, 1.0, "call"),
+        ("gspo", 0.1, 0.7, "trajectory"),
+        ("cispo", 0.1, 1.0, "call"),
     ],
 )
 def test_loss_and_every_gradient_are_the_local_trainers(make_trainer, make_trl, tmp_path, loss, kl, temperature, unit):
     """On groups of unequal size, cut into several micro-batches, TRL's update is the local trainer's."""
     batch = replace(tiny_batch(tiny_model(), seed=3, sizes=(5, 3, 4), temperature=temperature), unit=unit)
-    settings = {"loss": loss, "kl": kl, "max_completion_length": 8, "learning_rate": 1e-12, "max_grad_norm": 1e9}
+    settings = {
+        "loss": loss,
+        "kl": kl,
+        "clip_high": 0.28,
+        "max_completion_length": 8,
+        "learning_rate": 1e-12,
+        "max_grad_norm": 1e9,
+    }
     ours, theirs = make_trainer(**settings), make_trl(token_budget=30, **settings)
     perturb(ours.model, 0.02)
     perturb(theirs.model, 0.02)
@@ -68,7 +80,21 @@ def mixed_batch() -> GroupBatch:
     model = tiny_model()
     warm, cool = tiny_batch(model, seed=5, sizes=(4,)), tiny_batch(model, seed=6, sizes=(3, 2), temperature=0.6)
     greedy = member([9, 8, 7, 6, 5, 4, 3, 2, 9], [3, 4, 1], 0.9, logprobs=[0.0, 0.0, 0.0], temperature=0.0)
-    return GroupBatch([*warm, *cool, group(replace(greedy, on_policy=False), member([9], [], 1.0))])
+    taught = [
+        member([9, 8], [4, 3, 1], 0.5, teacher="other", reward=2.0),
+        member([9, 8], [4, 1], -0.5, teacher="other", logprobs=[-0.5, -4.0]),
+    ]
+    return GroupBatch([*warm, *cool, group(replace(greedy, on_policy=False), member([9], [], 1.0)), group(*taught)])
+
+
+@pytest.mark.parametrize("importance", [None, "token", "sequence"])
+def test_members_of_other_policies_are_learned_as_the_local_trainer_does(make_trainer, make_trl, tmp_path, importance):
+    """Importance, imitation of a teacher and log-probabilities that are not known come to the local gradients."""
+    settings = {"importance": importance, "importance_cap": 1.5, **STILL}
+    ours, theirs = make_trainer(**settings), make_trl(token_budget=40, **settings)
+    perturb(ours.model, 0.02)
+    perturb(theirs.model, 0.02)
+    assert_same_step(ours, theirs, mixed_batch(), tmp_path)
 
 
 def test_several_epochs_are_the_local_trainers(make_trainer, make_trl):

@@ -10,6 +10,7 @@ processes, and comes to the same gradient.
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Sequence
 from typing import Any
@@ -21,8 +22,10 @@ from transformers import Trainer
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import add_fused_lm_head
 
+from tracetune.trainers.local.importance import truncated_importance
+from tracetune.trainers.local.loss import LOSSES, token_losses
 from tracetune.trainers.local.members import TrainableMember
-from tracetune.trainers.trl.rows import MicroBatch, dealt_out, micro_batches, tensors_of
+from tracetune.trainers.trl.rows import MicroBatch, Tensors, dealt_out, micro_batches, tensors_of
 from tracetune.trainers.trl.settings import TrlSettings
 from tracetune.trainers.trl.stepwise import Stepwise, made_quietly
 
@@ -48,13 +51,10 @@ class GroupRelative(Stepwise, GRPOTrainer):  # type: ignore[misc]  # trl leaves 
                 reward_funcs=_no_reward,
                 args=GRPOConfig(
                     output_dir=tempfile.gettempdir(),
-                    # Our weights take the place of what tells the losses apart.
-                    loss_type="dapo",
                     # The reference is read here, so that TRL keeps none of its own.
                     beta=0.0,
                     epsilon=settings.clip,
                     use_bias_correction_kl=False,
-                    disable_dropout=settings.lora_dropout == 0.0,
                     gradient_checkpointing=False,
                     bf16=False,
                     use_cpu=use_cpu,
@@ -70,9 +70,14 @@ class GroupRelative(Stepwise, GRPOTrainer):  # type: ignore[misc]  # trl leaves 
             )
         self.beta = settings.kl
         self._temperature = 1.0  # that GRPOConfig has by default
-        self._token_budget = settings.token_budget
+        self._settings = settings
+        self._ratio = LOSSES[settings.loss].ratio
+        high = settings.clip if settings.clip_high is None else settings.clip_high
+        # Our weights take the place of what else tells the losses apart. In cispo the
+        # whole bound is called epsilon_high.
+        self._loss = ("cispo", 1.0 + high) if LOSSES[settings.loss].gradient == "weighed" else ("dapo", high)
         self._readings: tuple[Tensor, Tensor] = torch.zeros(0), torch.zeros(0)
-        self.begin()
+        self.begin(dropout=settings.lora_dropout > 0.0)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> Any:
         """The micro-batch as it is: its completions were sampled and judged elsewhere."""
@@ -81,7 +86,7 @@ class GroupRelative(Stepwise, GRPOTrainer):  # type: ignore[misc]  # trl leaves 
     def _get_per_token_logps_and_entropies(self, *arguments: Any, **named: Any) -> Any:
         """TRL's, kept for the step's figures."""
         read = super()._get_per_token_logps_and_entropies(*arguments, **named)
-        self._readings = read[0].detach(), read[1]
+        self._readings = read[0].detach(), read[1].detach()
         return read
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
@@ -94,7 +99,7 @@ class GroupRelative(Stepwise, GRPOTrainer):  # type: ignore[misc]  # trl leaves 
         """This process's micro-batches, held against the weights as they are now."""
         processes = self.accelerator.num_processes
         mine = dealt_out(
-            micro_batches(members, self._token_budget * processes), processes, self.accelerator.process_index
+            micro_batches(members, self._settings.token_budget * processes), processes, self.accelerator.process_index
         )
         # TRL divides by 1 where the weights of a row add up to less, so none is below 1.
         unit = 1.0 / min(member.weight for member in members)
@@ -104,30 +109,55 @@ class GroupRelative(Stepwise, GRPOTrainer):  # type: ignore[misc]  # trl leaves 
     def _inputs_of(self, batch: MicroBatch, unit: float) -> dict[str, Any]:
         """A micro-batch for `_compute_loss`, whose sum is divided by `num_items_in_batch`."""
         tensors = tensors_of(batch, self.accelerator.device)
-        old_BT = tensors.old_logprobs_BT
+        is_imitated, temperature = batch.kind
         inputs = {
             "prompt_ids": tensors.prompt_ids_BP,
             "prompt_mask": torch.ones_like(tensors.prompt_ids_BP),
             "completion_ids": tensors.completion_ids_BT,
             "completion_mask": tensors.present_BT,
             "tool_mask": tensors.weights_BT * unit,
-            "num_items_in_batch": torch.tensor(unit, device=old_BT.device),
-            "advantages": tensors.advantages_B,
-            "old_per_token_logps": old_BT,
+            "num_items_in_batch": torch.tensor(unit, device=tensors.weights_BT.device),
+            "advantages": tensors.advantages_B[:, None].expand_as(tensors.recorded_BT),
+            "old_per_token_logps": tensors.recorded_BT,
             "learned": tensors.learned_BT,
-            "temperature": batch.temperature,
+            "temperature": temperature,
+            # Without an old log-probability TRL has the present one, and then cispo's loss is -A log p.
+            "loss": ("cispo", 1.0) if is_imitated else self._loss,
         }
-        if old_BT.isnan().any():
-            # No update has been made yet: these are the weights that the step starts with.
-            inputs["old_per_token_logps"] = torch.where(old_BT.isnan(), self._logprobs(inputs), old_BT)
+        if is_imitated:
+            inputs["old_per_token_logps"] = None
+        elif tensors.recorded_BT.isnan().any() or tensors.corrected_BT.any():
+            self._hold_against_present(inputs, tensors)
         if self.beta != 0.0:
             with self.model.disable_adapter():
                 inputs["ref_per_token_logps"] = self._logprobs(inputs)
         return inputs
 
+    def _hold_against_present(self, inputs: dict[str, Any], tensors: Tensors) -> None:
+        """Put the log-probabilities of the present weights, which the step begins with, where others do not serve.
+
+        The importance of a token multiplies its advantage: what the loss makes of that is
+        proportional to it.
+        """
+        learned_BT, corrected_BT, recorded_BT = tensors.learned_BT, tensors.corrected_BT, tensors.recorded_BT
+        present_BT = self._logprobs(inputs)
+        inputs["old_per_token_logps"] = torch.where(recorded_BT.isnan() | corrected_BT, present_BT, recorded_BT)
+        if corrected_BT.any():
+            importance_BT = torch.ones_like(recorded_BT)
+            importance_BT[learned_BT] = truncated_importance(
+                present_BT[learned_BT],
+                torch.where(corrected_BT, recorded_BT, math.nan)[learned_BT],
+                [length for length in learned_BT.sum(dim=1).tolist() if length],
+                level=self._settings.importance or "token",
+                cap=self._settings.importance_cap,
+            )
+            inputs["advantages"] = inputs["advantages"] * importance_BT
+
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Any:
-        """TRL's, at the temperature that the micro-batch was sampled at."""
+        """TRL's, of the micro-batch's kind and at the temperature that it was sampled at."""
         self._set_temperature(inputs["temperature"])
+        self.loss_type, self.epsilon_high = inputs["loss"]
+        self.importance_sampling_level = "sequence" if self._ratio == "sequence" else "token"
         return super()._compute_loss(model, inputs)
 
     @torch.no_grad()
@@ -150,22 +180,24 @@ class GroupRelative(Stepwise, GRPOTrainer):  # type: ignore[misc]  # trl leaves 
             self._temperature = temperature
 
     def _count(self, inputs: dict[str, Any]) -> None:
+        """Add the micro-batch's KL, clipped tokens, entropy and tokens to the update's."""
         logprobs_BT, entropies_BT = self._readings
-        learned_BT = inputs["learned"]
+        learned_BT, old_BT = inputs["learned"], inputs["old_per_token_logps"]
         logprobs_T, entropies_T = logprobs_BT[learned_BT], entropies_BT[learned_BT]
-        ratios_T = torch.exp(logprobs_T - inputs["old_per_token_logps"][learned_BT])
-        advantages_T = inputs["advantages"][:, None].expand_as(learned_BT)[learned_BT]
-        clipped_T = ((ratios_T < 1 - self.epsilon_low) & (advantages_T < 0)) | (
-            (ratios_T > 1 + self.epsilon_high) & (advantages_T > 0)
+        reference_BT = inputs.get("ref_per_token_logps")
+        losses = token_losses(
+            logprobs_T,
+            logprobs_T if old_BT is None else old_BT[learned_BT],
+            inputs["advantages"][learned_BT],
+            None if reference_BT is None else reference_BT[learned_BT],
+            lengths=[length for length in learned_BT.sum(dim=1).tolist() if length],
+            loss=self._settings.loss,
+            clip=self._settings.clip,
+            clip_high=self._settings.clip_high,
         )
-        kl = torch.zeros(())
-        if self.beta != 0.0:
-            distance_T = inputs["ref_per_token_logps"][learned_BT] - logprobs_T
-            kl = (torch.exp(distance_T) - distance_T - 1).sum()
-        self.sums = (
-            self.sums
-            + torch.stack([kl, clipped_T.sum(), entropies_T.sum(), torch.tensor(len(logprobs_T))]).double().cpu()
-        )
+        kl = torch.zeros(()) if losses.kl_T is None else losses.kl_T.sum()
+        counted = [kl, losses.clipped_T.sum(), entropies_T.sum(), torch.tensor(len(logprobs_T))]
+        self.sums += torch.tensor([float(number) for number in counted], dtype=torch.float64)
 
 
 def _no_reward(completions: Sequence[Any], **_: Any) -> list[float]:

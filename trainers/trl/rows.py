@@ -1,6 +1,6 @@
 """Members as the tensors that TRL's loss takes, cut into micro-batches and dealt out to processes.
 
-A micro-batch holds members of one temperature whose prompts are about equally long. It
+A micro-batch holds members of one kind and temperature whose prompts are about equally long. It
 is never padded at the left: what TRL calls the prompt is the part that all its rows have
 tokens for, and what it calls the completion begins with the rest of each prompt, at
 weight 0. So every token stands at the position it had when it was sampled, for models
@@ -20,7 +20,7 @@ from tracetune.trainers.local.members import TrainableMember
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """Members of one forward, of one temperature.
+    """Members of one forward, of one kind and one temperature.
 
     Attributes:
         idle: how many of them, the last ones, only keep a process in step with the others.
@@ -30,9 +30,9 @@ class MicroBatch:
     idle: int = 0
 
     @property
-    def temperature(self) -> float:
-        """What its logits are divided by."""
-        return self.members[0].temperature
+    def kind(self) -> tuple[bool, float]:
+        """Whether its members are imitated, and what logits are divided by."""
+        return _kind(self.members[0])
 
 
 def micro_batches(members: Sequence[TrainableMember], token_budget: int) -> list[MicroBatch]:
@@ -43,11 +43,11 @@ def micro_batches(members: Sequence[TrainableMember], token_budget: int) -> list
     batches: list[MicroBatch] = []
     pending: list[TrainableMember] = []
     longest = 0
-    for member in sorted(members, key=lambda m: (m.temperature, len(m.prompt_ids), len(m.completion_ids))):
+    for member in sorted(members, key=lambda m: (_kind(m), len(m.prompt_ids), len(m.completion_ids))):
         length = len(member.prompt_ids) + len(member.completion_ids)
         longest = max(longest, length)
         fits = longest * (len(pending) + 1) <= token_budget
-        if pending and not (fits and member.temperature == pending[0].temperature):
+        if pending and not (fits and _kind(member) == _kind(pending[0])):
             batches.append(MicroBatch(tuple(pending)))
             pending, longest = [], length
         pending.append(member)
@@ -79,8 +79,9 @@ class Tensors:
         learned_BT: True where a completion token stands.
         weights_BT: of each completion token in the step's loss; 0 elsewhere.
         advantages_B: of each member.
-        old_logprobs_BT: when they were sampled; NaN where they are not known, 0 where
-            there is no completion token.
+        recorded_BT: log-probabilities when they were sampled; NaN where they are not known,
+            0 where there is no completion token.
+        corrected_BT: True where a token is weighed by its importance.
     """
 
     prompt_ids_BP: Tensor
@@ -89,7 +90,8 @@ class Tensors:
     learned_BT: Tensor
     weights_BT: Tensor
     advantages_B: Tensor
-    old_logprobs_BT: Tensor
+    recorded_BT: Tensor
+    corrected_BT: Tensor
 
 
 def tensors_of(batch: MicroBatch, device: torch.device) -> Tensors:
@@ -101,7 +103,8 @@ def tensors_of(batch: MicroBatch, device: torch.device) -> Tensors:
     present_BT = torch.zeros(shape, dtype=torch.long)
     learned_BT = torch.zeros(shape, dtype=torch.bool)
     weights_BT = torch.zeros(shape)
-    old_logprobs_BT = torch.zeros(shape)
+    recorded_BT = torch.zeros(shape)
+    corrected_BT = torch.zeros(shape, dtype=torch.bool)
     for row, member in enumerate(batch.members):
         counts = row < len(batch.members) - batch.idle
         begin = len(member.prompt_ids) - common
@@ -112,7 +115,8 @@ def tensors_of(batch: MicroBatch, device: torch.device) -> Tensors:
         learned_BT[row, begin:end] = counts
         weights_BT[row, begin:end] = member.weight if counts else 0.0
         known = member.logprobs if member.logprobs is not None else [torch.nan] * (end - begin)
-        old_logprobs_BT[row, begin:end] = torch.tensor(known)
+        recorded_BT[row, begin:end] = torch.tensor(known)
+        corrected_BT[row, begin:end] = member.is_corrected
     return Tensors(
         torch.tensor([member.prompt_ids[:common] for member in batch.members]).to(device),
         completion_ids_BT.to(device),
@@ -120,5 +124,10 @@ def tensors_of(batch: MicroBatch, device: torch.device) -> Tensors:
         learned_BT.to(device),
         weights_BT.to(device),
         torch.tensor([member.advantage for member in batch.members]).to(device),
-        old_logprobs_BT.to(device),
+        recorded_BT.to(device),
+        corrected_BT.to(device),
     )
+
+
+def _kind(member: TrainableMember) -> tuple[bool, float]:
+    return member.is_imitated, member.temperature

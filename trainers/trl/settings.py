@@ -1,79 +1,43 @@
-"""What a TRL trainer can be told, checked as it is told; the words are the local trainer's."""
+"""What a TRL trainer can be told: the local trainer's words, and which of TRL's trainers learns."""
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from tracetune.errors import InvalidInput
+from tracetune.trainers.local.settings import LocalSettings
+
+Method = Literal["grpo", "dpo", "kto", "sft"]
 
 
-class TrlSettings(BaseModel):
+class TrlSettings(LocalSettings):
     """How `TrlTrainer` learns; all of it stands in its checkpoints.
 
+    What is not named here means what it means in `LocalSettings`. The words of GRPO's loss
+    (`loss`, `clip`, `clip_high`, `kl`, `importance`, `importance_cap`, `distil`,
+    `max_completion_length`) say nothing to the other methods.
+
     Attributes:
-        learning_rate: of AdamW, without weight decay, at its full height.
-        schedule: "constant", "linear" or "cosine", after the warm-up.
-        warmup_steps: steps in which the rate rises to its full height.
-        total_steps: steps that "linear" and "cosine" fall over; `fit` takes the plan's.
-        loss: "grpo", "bnpo", "dr_grpo" or "dapo": what a token weighs.
-        clip: ε, how far a token's ratio may move before its gradient stops.
-        kl: β, the weight of the penalty for leaving the model without its adapter.
-        max_completion_length: what dr_grpo divides by, in tokens.
-        epochs: updates a step, each over the whole batch.
-        max_grad_norm: longer gradients are scaled down to this norm.
-        lora_rank: r of the adapter.
-        lora_alpha: of the adapter, whose updates are scaled by alpha / r.
-        lora_dropout: on the adapter's input.
-        token_budget: tokens of one forward, padding included; memory follows it, the
-            result does not.
-        seed: of the adapter's first weights and of dropout.
+        method: "grpo", all members of a group against each other; "dpo", its better
+            members against its worse ones; "kto", what was better than its group and what
+            was worse, each for itself; "sft", imitation of its best member.
+        beta: of dpo and kto: how closely the adapter is held to the model without it.
 
     Example:
-        >>> TrlSettings(kl=0.04).clip
-        0.2
+        >>> TrlSettings(method="dpo").beta
+        0.1
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    trainer: ClassVar[str] = "trl"
 
-    learning_rate: float = Field(default=1e-4, gt=0.0)
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    warmup_steps: int = Field(default=0, ge=0)
-    total_steps: int | None = Field(default=None, ge=1)
-    loss: Literal["grpo", "bnpo", "dr_grpo", "dapo"] = "grpo"
-    clip: float = Field(default=0.2, gt=0.0)
-    kl: float = Field(default=0.0, ge=0.0)
-    max_completion_length: int | None = Field(default=None, ge=1)
-    epochs: int = Field(default=1, ge=1)
-    max_grad_norm: float = Field(default=1.0, gt=0.0)
-    lora_rank: int = Field(default=16, ge=1)
-    lora_alpha: int = Field(default=64, ge=1)
-    lora_dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
-    token_budget: int = Field(default=4096, ge=1)
-    seed: int = Field(default=0, ge=0)
-
-    @classmethod
-    def of(cls, values: dict[str, Any]) -> Self:
-        """Settings from keyword arguments.
-
-        Raises:
-            InvalidInput: if one is unknown or cannot be used.
-        """
-        try:
-            return cls(**values)
-        except ValidationError as error:
-            first = error.errors()[0]
-            name = ".".join(map(str, first["loc"]))
-            if first["type"] == "extra_forbidden":
-                known = ", ".join(cls.model_fields)
-                raise InvalidInput(f"the trl trainer has no setting {name!r}; it has {known}") from error
-            if not name:
-                raise InvalidInput(str(first["ctx"]["error"])) from error
-            raise InvalidInput(f"the trl trainer's {name} is {first['input']!r}; {first['msg']}") from error
+    method: Method = "grpo"
+    beta: float = Field(default=0.1, gt=0.0)
 
     @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.loss == "dr_grpo" and self.max_completion_length is None:
-            raise ValueError("the loss dr_grpo divides by max_completion_length; give it, in tokens")
+    def _check_what_trl_does(self) -> Self:
+        if self.adapter_per_module:
+            raise ValueError("the trl trainer has one adapter for all modules; use the local trainer, or leave it out")
+        if self.gradient_checkpointing:
+            raise ValueError("the trl trainer keeps what its layers computed; lower token_budget to save memory")
         return self

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from trl.trainer.utils import disable_dropout_in_model
 
 from tracetune.errors import InvalidInput
 
@@ -43,8 +44,8 @@ class Stepwise:
 
     sums: Tensor = torch.zeros(4, dtype=torch.float64)
 
-    def begin(self: Any) -> None:
-        """Wrap model and optimiser for the processes there are.
+    def begin(self: Any, *, dropout: bool) -> None:
+        """Wrap model and optimiser for the processes there are, and take out what dropout the model has by itself.
 
         Raises:
             InvalidInput: if accelerate was told to cut the model into pieces.
@@ -54,6 +55,8 @@ class Stepwise:
                 "accelerate is told to use FSDP or DeepSpeed, which leave no process a whole model to answer with; "
                 "launch with plain data parallelism: accelerate launch --multi_gpu"
             )
+        if not dropout:
+            disable_dropout_in_model(self.model)
         self.model_wrapped, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
         # Micro-batches are weighed before they come here, so nothing divides them once more.
         self.current_gradient_accumulation_steps = 1
@@ -89,17 +92,20 @@ class Stepwise:
 
 @contextmanager
 def made_quietly() -> Iterator[None]:
-    """Let one of TRL's trainers be made without a trace.
-
-    It seeds every generator there is; a program's own are put back. And it sets an
-    argument under a name that transformers is giving up, which nobody here can change.
-    """
+    """Let one of TRL's trainers be made without a trace: it seeds every generator there is, a program's own too."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*gradient_checkpointing", category=FutureWarning)
+        with old_names_accepted():
             yield
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])
         torch.set_rng_state(states[2])
+
+
+@contextmanager
+def old_names_accepted() -> Iterator[None]:
+    """TRL speaks of gradient checkpointing by names that transformers is giving up, which nobody here can change."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*gradient_checkpointing", category=FutureWarning)
+        yield

@@ -45,13 +45,15 @@ class Team:
 
     Attributes:
         size: how many processes there are.
+        rank: which of them this is; 0 leads.
         follows: whether another process leads.
     """
 
     def __init__(self) -> None:
         state = PartialState()
         self.size = state.num_processes
-        self.follows = state.process_index > 0
+        self.rank = state.process_index
+        self.follows = self.rank > 0
         self._leads = False
         self._is_heard = True
         self._channel = torch.distributed.new_group(backend="gloo", timeout=_PATIENCE) if self.size > 1 else None

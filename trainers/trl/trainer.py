@@ -1,30 +1,28 @@
-"""The trl trainer: mmGRPO on a LoRA adapter, its loss and its updates by TRL and accelerate."""
+"""The trl trainer: a LoRA adapter that learns by one of TRL's trainers, in one process or in several."""
 
 from __future__ import annotations
 
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-import peft
 import torch
 
 from tracetune.errors import InvalidInput
 from tracetune.trainers.base import Endpoint, WeightTrainer
-from tracetune.trainers.local.checkpoint import TrainerState, load_checkpoint, model_fingerprint, save_checkpoint
-from tracetune.trainers.local.lora import Adapter
-from tracetune.trainers.local.members import (
-    TrainableMember,
-    chat_tokeniser,
-    has_something_to_learn,
-    trainable_members,
-)
+from tracetune.trainers.local.checkpoint import TrainerState, model_fingerprint, read_checkpoint, save_checkpoint
+from tracetune.trainers.local.learner import Learner
+from tracetune.trainers.local.lora import FIRST, Adapters
+from tracetune.trainers.local.members import TrainableMember, has_something_to_learn, trainable_members
 from tracetune.trainers.local.schedule import rate_factor
+from tracetune.trainers.local.tokens import MemberTokeniser
 from tracetune.trainers.trl.grpo import GroupRelative
+from tracetune.trainers.trl.lessons import ROWS, Lesson, completion_tokens, members_in
+from tracetune.trainers.trl.rowwise import rowwise_trainer
 from tracetune.trainers.trl.settings import TrlSettings
 from tracetune.trainers.trl.stepwise import Update
 from tracetune.trainers.trl.team import Team
@@ -33,28 +31,14 @@ from tracetune.types import Capabilities, Environment, GroupBatch, Plan, Policy,
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class _Lesson:
-    """What every process needs to take part in a step.
-
-    Attributes:
-        state: the leader's adapter and optimiser, where the others may have another.
-    """
-
-    step: int
-    members: list[TrainableMember]
-    skipped: Counter[str]
-    learning_rate: float
-    state: dict[str, Any] | None
-
-
 class TrlTrainer(WeightTrainer):
     """Trains a LoRA adapter through TRL.
 
     Args:
         model: a Hugging Face id, a checkpoint's folder, a GGUF file, or a model with its
             tokenizer; such a model is changed in place.
-        dtype: of the model's weights; the adapter's are always float32.
+        dtype: of the weights of a model that is loaded: "float32", "bfloat16", or "auto" for
+            what it was saved as; the adapter's are always float32.
         device: "auto" is where accelerate puts it, "cpu" keeps it from a GPU.
         threads: of PyTorch; None keeps as many as it has now.
         settings: what `TrlSettings` has: `learning_rate`, `kl`, `lora_rank` and so on.
@@ -80,7 +64,7 @@ class TrlTrainer(WeightTrainer):
         self,
         model: str | Path | tuple[Any, Any],
         *,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | str = torch.float32,
         device: str = "auto",
         threads: int | None = None,
         **settings: Any,
@@ -95,22 +79,21 @@ class TrlTrainer(WeightTrainer):
         else:
             from tracetune.trainers.models import load_model
 
-            base, self.tokenizer = load_model(model, dtype=dtype)
+            base, self.tokenizer = load_model(model, dtype=dtype, device="cpu")
         self._fingerprint = model_fingerprint(dict(base.named_parameters()))
-        self._adapter = Adapter(
+        self._adapters = Adapters(
             base,
             rank=self.settings.lora_rank,
             alpha=self.settings.lora_alpha,
             dropout=self.settings.lora_dropout,
             seed=self.settings.seed,
         )
-        self._optimizer = torch.optim.AdamW(
-            list(self._adapter.parameters.values()), lr=self.settings.learning_rate, weight_decay=0.0
-        )
-        self._trl = GroupRelative(
-            self._adapter.model,
+        self._learner = Learner(self._adapters, FIRST, self.settings)
+        make = GroupRelative if self.settings.method == "grpo" else rowwise_trainer
+        self._trl: Any = make(
+            self._adapters.model,
             self.tokenizer,
-            self._optimizer,
+            self._learner.optimizer,
             self.settings,
             use_cpu=device == "cpu" or not torch.accelerator.is_available(),
         )
@@ -121,7 +104,7 @@ class TrlTrainer(WeightTrainer):
     @property
     def model(self) -> Any:
         """The model with its adapter."""
-        return self._adapter.model
+        return self._adapters.model
 
     def prepare(self, plan: Plan) -> None:
         """Let the schedule fall over the plan's steps, unless it was told otherwise."""
@@ -169,54 +152,84 @@ class TrlTrainer(WeightTrainer):
         """
         return self._learn(self._team.lesson(None if self._team.follows else self._lesson(batch)))
 
-    def _lesson(self, batch: GroupBatch) -> _Lesson:
+    def save(self, folder: Path) -> None:
+        """Write adapter, optimiser, random states and settings into a folder, as safetensors and JSON."""
+        folder.mkdir(parents=True, exist_ok=True)
+        save_checkpoint(folder, self._adapters, {None: self._learner}, self._state())
+
+    def load(self, folder: Path) -> None:
+        """Go on where `save` was called; of several processes, the first one alone has to.
+
+        Raises:
+            CheckpointError: if the folder is incomplete, or was written under other
+                settings or for another model; nothing was changed.
+        """
+        checkpoint = read_checkpoint(folder, self._adapters, self._state())
+        checkpoint.restore(self._adapters, {None: self._learner})
+        self.steps_done = checkpoint.steps_done
+        self._state_is_news = True
+
+    def _lesson(self, batch: GroupBatch) -> Lesson:
+        """What there is to learn from a batch."""
         if self.settings.schedule != "constant" and self.settings.total_steps is None:
             raise InvalidInput(f"the schedule {self.settings.schedule} falls over total_steps; give it to the trainer")
-        members, skipped = trainable_members(
-            batch,
-            loss=self.settings.loss,
-            max_completion_length=self.settings.max_completion_length,
-            vocabulary=self.model.config.vocab_size,
-            longest=getattr(self.model.config, "max_position_embeddings", None),
-            tokenise=chat_tokeniser(self.tokenizer),
-        )
-        if any(member.logprobs is None for member in members):
-            self._warn_of_recomputed_logprobs()
+        rows, skipped = self._rows(batch)
         state = None
         if self._state_is_news and self._team.size > 1:
-            state = {"adapter": peft.get_peft_model_state_dict(self.model), "optimizer": self._optimizer.state_dict()}
+            weights = {name: weight.detach().cpu() for name, weight in self._learner.parameters.items()}
+            state = {"weights": weights, "optimizer": self._learner.optimizer.state_dict()}
         self._state_is_news = False
-        return _Lesson(self.steps_done + 1, members, skipped, self._learning_rate(), state)
+        factor = rate_factor(
+            self.steps_done + 1,
+            shape=self.settings.schedule,
+            warmup_steps=self.settings.warmup_steps,
+            total_steps=self.settings.total_steps,
+        )
+        return Lesson(self.steps_done + 1, rows, skipped, self.settings.learning_rate * factor, state)
 
-    def _learn(self, lesson: _Lesson) -> StepReport:
+    def _rows(self, batch: GroupBatch) -> tuple[Sequence[Any], Counter[str]]:
+        """Members for GRPO, rows for the others, and what is in none of them, by reason."""
+        if self.settings.method != "grpo":
+            return ROWS[self.settings.method](batch, self._trainable)
+        members, skipped = self._trainable(batch)
+        if any(member.logprobs is None and not member.is_imitated for member in members):
+            self._warn_of_recomputed_logprobs()
+        if not has_something_to_learn(members, self.settings.kl):
+            skipped["nothing_to_learn"] += len(members)
+            return [], +skipped
+        return members, skipped
+
+    def _trainable(self, batch: GroupBatch) -> tuple[list[TrainableMember], Counter[str]]:
+        return trainable_members(
+            batch,
+            settings=self.settings,
+            vocabulary=self.model.config.vocab_size,
+            longest=getattr(self.model.config, "max_position_embeddings", None),
+            tokeniser=MemberTokeniser(self.tokenizer),
+        )
+
+    def _learn(self, lesson: Lesson) -> StepReport:
         """This process's part in a step."""
         started = time.perf_counter()
         torch.set_num_threads(self._threads)
         if lesson.state is not None and self._team.follows:
-            self._adapter.put(lesson.state["adapter"])
-            self._optimizer.load_state_dict(lesson.state["optimizer"])
-        members, skipped = lesson.members, lesson.skipped.copy()
+            with torch.no_grad():
+                for name, weight in self._learner.parameters.items():
+                    weight.copy_(lesson.state["weights"][name])
+            self._learner.optimizer.load_state_dict(lesson.state["optimizer"])
+        skipped = lesson.skipped.copy()
         updates: list[Update] = []
-        if has_something_to_learn(members, self.settings.kl):
-            with self._team.unbroken():
+        if lesson.rows:
+            with self._random_numbers_of_the_step(lesson.step), self._team.unbroken():
                 updates = self._updates(lesson)
             if len(updates) < self.settings.epochs:
-                skipped["not_finite"] += len(members)
-        elif members:
-            skipped["nothing_to_learn"] += len(members)
+                skipped["not_finite"] += members_in(lesson.rows)
         self.steps_done = lesson.step
-        used = members if updates else []
-        return self._report(
-            updates,
-            used=len(used),
-            tokens=sum(len(member.completion_ids) for member in used),
-            seconds=time.perf_counter() - started,
-            skipped=skipped,
-        )
+        return self._report(updates, lesson.rows if updates else [], skipped, time.perf_counter() - started)
 
-    def _updates(self, lesson: _Lesson) -> list[Update]:
+    def _updates(self, lesson: Lesson) -> list[Update]:
         """Update the weights once an epoch; stop where a gradient is not finite."""
-        micro_batches = self._trl.lesson(lesson.members)
+        micro_batches = self._trl.lesson(lesson.rows)
         updates: list[Update] = []
         while len(updates) < self.settings.epochs:
             update = self._trl.update(micro_batches, lesson.learning_rate, self.settings.max_grad_norm)
@@ -225,50 +238,37 @@ class TrlTrainer(WeightTrainer):
             updates.append(update)
         return updates
 
-    def save(self, folder: Path) -> None:
-        """Write adapter, optimiser, random states and settings into a folder, as safetensors and JSON."""
-        folder.mkdir(parents=True, exist_ok=True)
-        save_checkpoint(folder, self._adapter, self._optimizer, self._state())
-
-    def load(self, folder: Path) -> None:
-        """Go on where `save` was called.
-
-        Raises:
-            CheckpointError: if the folder is incomplete, or was written under other
-                settings or for another model; nothing was changed.
-        """
-        self.steps_done = load_checkpoint(folder, self._adapter, self._optimizer, self._state())
-        self._state_is_news = True
+    @contextmanager
+    def _random_numbers_of_the_step(self, step: int) -> Iterator[None]:
+        """Dropout that follows from the seed, the step's number and the process, and disturbs nobody else's numbers."""
+        device = self.model.device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed((self.settings.seed * 1_000_003 + step) * 1_009 + self._team.rank)
+            yield
 
     def _state(self) -> TrainerState:
         return TrainerState(self.steps_done, self.settings.model_dump(), self._fingerprint)
 
-    def _learning_rate(self) -> float:
-        factor = rate_factor(
-            self.steps_done + 1,
-            shape=self.settings.schedule,
-            warmup_steps=self.settings.warmup_steps,
-            total_steps=self.settings.total_steps,
-        )
-        return self.settings.learning_rate * factor
-
     def _report(
-        self, updates: list[Update], *, used: int, tokens: int, seconds: float, skipped: Counter[str]
+        self, updates: Sequence[Update], rows: Sequence[Any], skipped: Counter[str], seconds: float
     ) -> StepReport:
         """The means over the updates that were made."""
-        if not updates:
-            return StepReport(self.steps_done, 0.0, None, 0.0, None, 0.0, tokens, seconds, used, dict(skipped))
-        kl, clipped, entropy, passes = (sum(column) for column in zip(*(u.sums for u in updates), strict=True))
+        kl = entropy = None
+        clip_fraction = 0.0
+        if updates and self.settings.method == "grpo":
+            kl, clipped, entropy, passes = (sum(column) for column in zip(*(u.sums for u in updates), strict=True))
+            kl, clip_fraction, entropy = kl / passes if self.settings.kl else None, clipped / passes, entropy / passes
+        made = len(updates) or 1
         return StepReport(
             step=self.steps_done,
-            loss=sum(update.loss for update in updates) / len(updates),
-            kl=kl / passes if self.settings.kl else None,
-            clip_fraction=clipped / passes,
-            entropy=entropy / passes,
-            grad_norm=sum(update.grad_norm for update in updates) / len(updates),
-            tokens=tokens,
+            loss=sum(update.loss for update in updates) / made,
+            kl=kl,
+            clip_fraction=clip_fraction,
+            entropy=entropy,
+            grad_norm=sum(update.grad_norm for update in updates) / made,
+            tokens=completion_tokens(rows),
             seconds=seconds,
-            used=used,
+            used=members_in(rows),
             skipped=dict(skipped),
         )
 
