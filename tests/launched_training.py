@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from looped_program import TRAIN, VAL, low_words, walk
 from safetensors.torch import save_file
-from tiny_llama import tiny_batch, tiny_model, tiny_tokenizer
+from tiny_llama import perturb, tiny_batch, tiny_model, tiny_tokenizer
 
 import tracetune as tt
 from tracetune.errors import TrainerError
@@ -36,6 +36,12 @@ def batches() -> list[GroupBatch]:
     return [tiny_batch(model, seed=3, sizes=(5, 3, 2)), tiny_batch(model, seed=4, sizes=(1,))]
 
 
+def step_on_stored(learner: TrlTrainer) -> list[dict[str, Any]]:
+    """The reports of a step on each of the stored batches, by a policy that is no longer the one that sampled."""
+    perturb(learner.model, 0.02)
+    return [learner.step(batch).as_dict() | {"seconds": 0.0} for batch in batches()]
+
+
 def weights(learner: TrlTrainer) -> dict[str, torch.Tensor]:
     """What has been learned."""
     return {name: weight.detach() for name, weight in learner.model.named_parameters() if weight.requires_grad}
@@ -50,7 +56,7 @@ def optimise(folder: Path, on_step: Any = None, **more: Any) -> tt.Result:
         return walk.__wrapped__(word)  # type: ignore[attr-defined]  # the undecorated one
 
     return tt.optimize(
-        noted, TRAIN, low_words, trainer(), store=folder / "t.duckdb", val=VAL, on_step=on_step,
+        noted, TRAIN, low_words, trainer(), store=folder / "t.duckdb", on_step=on_step,
         **{"steps": 2, "examples_per_step": 2, "rollouts": 4, "progress": False} | more,
     )  # fmt: skip
 
@@ -63,14 +69,14 @@ def fail(step: int, figures: dict[str, Any]) -> None:
 def main(folder: Path) -> None:
     """All of it, one after the other, in this process."""
     seen: dict[str, Any] = {}
-    stored = trainer()
-    seen["stored"] = [stored.step(batch).as_dict() | {"seconds": 0.0} for batch in batches()]
+    stored = trainer(learning_rate=1e-3)
+    seen["stored"] = step_on_stored(stored)
     save_file(weights(stored), folder / f"stored-{RANK}.safetensors")
 
-    result = optimise(folder)
+    result = optimise(folder, val=VAL)
     seen["online"] = [result.run, str(result.checkpoint), result.after and result.after.rewards, len(result.reports)]
     try:
-        optimise(folder, on_step=fail)
+        optimise(folder, on_step=fail, steps=1)
     except (ConnectionError, TrainerError) as error:
         seen["failed"] = f"{type(error).__name__}: {error}"
     resumed = optimise(folder, steps=3, run="run-1", resume=True)
