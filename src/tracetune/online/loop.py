@@ -27,6 +27,7 @@ from tracetune.tracer import is_program
 from tracetune.tracer import program as decorate_program
 from tracetune.trainers import make_trainer
 from tracetune.types import (
+    Collective,
     Evaluation,
     Example,
     Grouping,
@@ -173,53 +174,58 @@ def optimize(
     learner = make_trainer(trainer, model=model) if isinstance(trainer, str) else trainer
     if teachers and not learner.capabilities.weights:
         raise InvalidInput("this trainer changes no weights and learns from no teacher; leave teachers out")
-    path = Path(store)
-    database = Store(path)
-    name = _run_name(run, path, database, resume=resume)
-    checkpoints = Checkpoints(path, name)
-    done = checkpoints.latest_step()  # 0 unless it resumes: a new run has a name without checkpoints
-    plan = Plan(
-        run=name,
-        steps=steps,
-        examples_per_step=examples_per_step,
-        rollouts=rollouts,
-        grouping=grouping or Grouping(),
-        sampling=sampling or Sampling(temperature=1.0, top_p=1.0),
-        validate_every=validate_every,
-        models=dict(models or {}),
-        upstream=_upstream() if export_env else None,
-        seed=seed,
-        teachers=checked_teachers(teachers, rollouts),
-    )
-    with ExitStack() as stack:
-        if export_env:
-            stack.enter_context(_environment_variables_kept())
-        recording = stack.enter_context(record(path, run=name))
-        journal = SpoolJournal(recording.spool, name)
-        if resume:
-            journal.supersede(done + 1)
-        traced = program if is_program(program) else decorate_program(program)
-        runner = RolloutRunner(traced, reward, max_concurrency=max_concurrency, timeout=timeout)
-        stack.callback(runner.close)
-        display = stack.enter_context(ProgressDisplay(name, steps, first=done, shown=progress))
-        env = OnlineEnvironment(
-            plan=plan,
-            train=training,
-            val=validation,
-            store=database,
-            journal=journal,
-            checkpoints=checkpoints,
-            resume_from=checkpoints.latest(),
-            runner=runner,
-            display=display,
-            on_step=on_step,
-            export_env=export_env,
-            teachers=_served(plan, journal, done, stack),
+
+    def run_here() -> Result:
+        path = Path(store)
+        database = Store(path)
+        name = _run_name(run, path, database, resume=resume)
+        checkpoints = Checkpoints(path, name)
+        done = checkpoints.latest_step()  # 0 unless it resumes: a new run has a name without checkpoints
+        plan = Plan(
+            run=name,
+            steps=steps,
+            examples_per_step=examples_per_step,
+            rollouts=rollouts,
+            grouping=grouping or Grouping(),
+            sampling=sampling or Sampling(temperature=1.0, top_p=1.0),
+            validate_every=validate_every,
+            models=dict(models or {}),
+            upstream=_upstream() if export_env else None,
+            seed=seed,
+            teachers=checked_teachers(teachers, rollouts),
         )
-        policy = learner.fit(env)
-    database.ingest()
-    before, after = env.evaluations.get(done), env.evaluations.get(max(done, steps))
-    return Result(name, path, policy, before, after, env.evaluations, env.reports, checkpoints.latest())
+        with ExitStack() as stack:
+            if export_env:
+                stack.enter_context(_environment_variables_kept())
+            recording = stack.enter_context(record(path, run=name))
+            journal = SpoolJournal(recording.spool, name)
+            if resume:
+                journal.supersede(done + 1)
+            traced = program if is_program(program) else decorate_program(program)
+            runner = RolloutRunner(traced, reward, max_concurrency=max_concurrency, timeout=timeout)
+            stack.callback(runner.close)
+            display = stack.enter_context(ProgressDisplay(name, steps, first=done, shown=progress))
+            env = OnlineEnvironment(
+                plan=plan,
+                train=training,
+                val=validation,
+                store=database,
+                journal=journal,
+                checkpoints=checkpoints,
+                resume_from=checkpoints.latest(),
+                runner=runner,
+                display=display,
+                on_step=on_step,
+                export_env=export_env,
+                teachers=_served(plan, journal, done, stack),
+            )
+            policy = learner.fit(env)
+        database.ingest()
+        before, after = env.evaluations.get(done), env.evaluations.get(max(done, steps))
+        return Result(name, path, policy, before, after, env.evaluations, env.reports, checkpoints.latest())
+
+    # Of several processes that train together, one runs the program, and the others learn with it.
+    return learner.together(run_here) if isinstance(learner, Collective) else run_here()
 
 
 def _served(plan: Plan, journal: SpoolJournal, step: int, stack: ExitStack) -> Teachers | None:

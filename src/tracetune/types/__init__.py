@@ -12,6 +12,7 @@ from tracetune.types.policies import Policy, Upstream
 from tracetune.types.protocols import (
     Capabilities,
     Checkpoint,
+    Collective,
     Environment,
     Journal,
     Plan,
@@ -25,6 +26,7 @@ __all__ = [
     "Call",
     "Capabilities",
     "Checkpoint",
+    "Collective",
     "Completion",
     "Environment",
     "Evaluation",

@@ -6,10 +6,10 @@ A trainer turns groups into the next policy. It sees the world only through an
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from tracetune.types.completions import Completion, Sampling
 from tracetune.types.examples import Evaluation, Example
@@ -19,6 +19,8 @@ from tracetune.types.policies import Policy, Upstream
 from tracetune.types.reports import StepReport
 from tracetune.types.rollouts import RolloutSet
 from tracetune.types.teachers import Teacher
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,3 +154,11 @@ class Trainer(Protocol):
         Where there are validation examples, it has the environment evaluate the policy
         before the first step and after the last.
         """
+
+
+@runtime_checkable
+class Collective(Protocol):
+    """A trainer that several processes may run at once, of which one leads."""
+
+    def together(self, work: Callable[[], T]) -> T:
+        """What `work` gives: the leading process does it, the others take part in its steps meanwhile."""
