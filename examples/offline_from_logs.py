@@ -40,8 +40,8 @@ def write_logs(path: Path, questions: int, answers: int, threads: int) -> None:
 
     with served, tt.record("service.duckdb"), ThreadPoolExecutor(64) as pool:
         list(pool.map(lambda pair: answer(*pair), asked))
-    query = "SELECT rollout_id, example_id, module, invocation, messages::VARCHAR AS messages, completion, reward FROM calls"
-    rows = tt.Store("service.duckdb").sql(f"{query} ORDER BY rollout_id, started_at").rows()
+    columns = "rollout_id, example_id, module, invocation, messages::VARCHAR AS messages, completion, reward"
+    rows = tt.Store("service.duckdb").sql(f"SELECT {columns} FROM calls ORDER BY rollout_id, started_at").rows()
     path.write_bytes(b"\n".join(map(orjson.dumps, rows)))
 
 

@@ -17,7 +17,6 @@ from tracetune.errors import InvalidInput
 from tracetune.trainers.base import Endpoint, WeightTrainer
 from tracetune.trainers.local.checkpoint import TrainerState, model_fingerprint, read_checkpoint, save_checkpoint
 from tracetune.trainers.local.export import export_merged
-from tracetune.trainers.local.forwards import forwards_of
 from tracetune.trainers.local.learner import Learner
 from tracetune.trainers.local.likelihood import Measured, measured_completions
 from tracetune.trainers.local.lora import FIRST, Adapters
@@ -174,13 +173,12 @@ class LocalTrainer(WeightTrainer):
         for module, part in parts.items():
             members, _ = self._trainable(part)
             rows = cut_rows(members, cost=self._cost, budget=self.settings.token_budget, share=self._share)
-            forwards = forwards_of(rows, self.settings.token_budget, self.model.device)
             if module in self._learners:
                 self._adapters.use(self._learners[module].name)
-                found += measured_completions(self.model, forwards)
+                found += measured_completions(self.model, rows, self.settings.token_budget)
             else:
                 with self._adapters.disabled():
-                    found += measured_completions(self.model, forwards)
+                    found += measured_completions(self.model, rows, self.settings.token_budget)
         good = [logprob for advantage, logprob in found if advantage > 0]
         bad = [logprob for advantage, logprob in found if advantage < 0]
         return Likelihood(fmean(good) if good else None, fmean(bad) if bad else None, len(found))
@@ -240,10 +238,7 @@ class LocalTrainer(WeightTrainer):
             warmup_steps=self.settings.warmup_steps,
             total_steps=self.settings.total_steps,
         )
-        return self._learner(module).learn(
-            forwards_of(rows, self.settings.token_budget, self.model.device),
-            learning_rate=self.settings.learning_rate * factor,
-        )
+        return self._learner(module).learn(rows, learning_rate=self.settings.learning_rate * factor)
 
     def _learner(self, module: str | None) -> Learner:
         """The learner of a module, made when the module is first seen."""

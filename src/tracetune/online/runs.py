@@ -12,6 +12,13 @@ from tracetune.grouping import Store
 from tracetune.online.checkpoints import Checkpoints
 
 _RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+# A run that trains on what others recorded has batches and no rollouts.
+_USED = """
+SELECT run, max(moment) AS last
+FROM (SELECT run, started_at AS moment FROM rollouts UNION ALL SELECT run, recorded_at FROM batches)
+WHERE run IS NOT NULL
+GROUP BY run
+"""
 
 
 def run_name(run: str | None, path: Path, store: Store, *, resume: bool) -> str:
@@ -23,8 +30,7 @@ def run_name(run: str | None, path: Path, store: Store, *, resume: bool) -> str:
     """
     if run is not None and not _RUN.fullmatch(run):
         raise InvalidInput(f"run {run!r} names a folder too: use letters, digits, '.', '_' and '-', not first a sign")
-    query = "SELECT run, max(started_at) AS last FROM rollouts WHERE run IS NOT NULL GROUP BY run"
-    used: dict[str, datetime] = {row["run"]: row["last"] for row in store.sql(query).rows()}
+    used: dict[str, datetime] = {row["run"]: row["last"] for row in store.sql(_USED).rows()}
     if resume:
         resumable = [name for name in used if Checkpoints(path, name).latest() is not None]
         if run is None and resumable:
