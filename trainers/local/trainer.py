@@ -19,7 +19,7 @@ from tracetune.trainers.local.checkpoint import TrainerState, model_fingerprint,
 from tracetune.trainers.local.export import export_merged
 from tracetune.trainers.local.learner import Learner
 from tracetune.trainers.local.likelihood import Measured, measured_completions
-from tracetune.trainers.local.lora import FIRST, Adapters
+from tracetune.trainers.local.lora import FIRST, Adapters, derived_seed
 from tracetune.trainers.local.members import (
     TrainableMember,
     has_something_to_learn,
@@ -142,20 +142,20 @@ class LocalTrainer(WeightTrainer):
         sums, skipped = StepSums(), Counter[str]()
         used = tokens = 0
         parts: Mapping[Any, GroupBatch] = parts_by_module(batch) if self.settings.adapter_per_module else {None: batch}
-        with self._random_numbers_of_the_step():
-            for module, part in parts.items():
-                members, reasons = self._trainable(part)
-                skipped += reasons
-                if not has_something_to_learn(members, self.settings.kl):
-                    skipped["nothing_to_learn"] += len(members)
-                    continue
+        for module, part in parts.items():
+            members, reasons = self._trainable(part)
+            skipped += reasons
+            if not has_something_to_learn(members, self.settings.kl):
+                skipped["nothing_to_learn"] += len(members)
+                continue
+            with self._random_numbers_of(module):
                 learned = self._learn(module, members)
-                sums.include(learned)
-                if learned.updates < self.settings.epochs:
-                    skipped["not_finite"] += len(members)
-                if learned.updates:
-                    used += len(members)
-                    tokens += sum(len(member.completion_ids) for member in members)
+            sums.include(learned)
+            if learned.updates < self.settings.epochs:
+                skipped["not_finite"] += len(members)
+            if learned.updates:
+                used += len(members)
+                tokens += sum(len(member.completion_ids) for member in members)
         self.steps_done += 1
         return sums.report(
             step=self.steps_done,
@@ -262,11 +262,11 @@ class LocalTrainer(WeightTrainer):
         return None if learner is None else learner.name
 
     @contextmanager
-    def _random_numbers_of_the_step(self) -> Iterator[None]:
-        """Dropout that follows from the seed and the step's number, and disturbs nobody else's numbers."""
+    def _random_numbers_of(self, module: str | None) -> Iterator[None]:
+        """Dropout that follows from seed, step and module, and disturbs nobody else's numbers."""
         device = self.model.device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(self.settings.seed * 1_000_003 + self.steps_done)
+            torch.manual_seed(derived_seed(self.settings.seed, f"{self.steps_done} {module}"))
             yield
 
     def _state(self) -> TrainerState:
@@ -278,7 +278,7 @@ class LocalTrainer(WeightTrainer):
             warnings.warn(
                 "some members have no log-probabilities of the policy that sampled them (text alone, greedy or "
                 "truncated sampling); those of the present weights stand in, as if it had just sampled them",
-                stacklevel=3,
+                stacklevel=4,
             )
 
 
