@@ -114,6 +114,7 @@ class LocalTrainer(WeightTrainer):
     def endpoint(self, env: Environment, version: str) -> Endpoint:
         """A server of the model as it learns, on this machine."""
         from tracetune.trainers.endpoint import LocalEndpoint
+
         return LocalEndpoint(
             self.model,
             self.tokenizer,
