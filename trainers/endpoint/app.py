@@ -13,7 +13,7 @@ from starlette.responses import Response, StreamingResponse
 
 from tracetune.trainers.endpoint.door import CALL_HEADER, MODULE_HEADER, Door, event, json_response
 from tracetune.trainers.endpoint.grammars import Constraint, Grammars
-from tracetune.trainers.endpoint.overrides import asked_sampling, in_force, with_defaults
+from tracetune.trainers.endpoint.overrides import in_force, with_defaults
 from tracetune.trainers.endpoint.problems import Problem
 from tracetune.trainers.endpoint.prompts import Prompts
 from tracetune.trainers.endpoint.replies import ChatShape, Heading, Shape, TextShape
@@ -105,7 +105,15 @@ class _Api:
 
     def _sampling(self, body: Body, max_tokens: int, room: int) -> Sampling:
         """What the client asks for, defaults filled in, under what is in force just now."""
-        sampling = in_force(with_defaults(asked_sampling(body, max_tokens)), self._service.sampling())
+        asked = Sampling(
+            temperature=body.temperature,
+            top_p=body.top_p,
+            top_k=body.top_k if body.top_k is not None and body.top_k > 0 else None,
+            max_tokens=max_tokens,
+            seed=body.seed,
+            stop=body.stop_strings,
+        )
+        sampling = in_force(with_defaults(asked), self._service.sampling())
         return sampling.model_copy(update={"max_tokens": min(sampling.max_tokens or room, room)})
 
     def _constraint(self, grammar: str | None) -> Constraint | None:
