@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -106,6 +107,17 @@ def test_a_batch_without_a_row_leaves_the_weights():
     )
     assert (report.used, report.tokens, report.loss, report.skipped) == (0, 0, 0.0, {"no_partner": 1, "too_close": 2})
     assert all(torch.equal(one, other) for one, other in zip(before, trainer.model.parameters(), strict=True))
+
+
+def test_a_teachers_words_are_imitated():
+    """The best member may be a teacher's whose text alone is known; sft learns the policy's tokens of it."""
+    trainer = make("sft", learning_rate=0.01)
+    known = {"prompt_ids": None, "completion_ids": None, "teacher": "other"}
+    batch = GroupBatch([group(replace(said(GOOD, 1.0, 0.7), **known), said(BAD, 0.0, -0.7))])
+    before = logprob(trainer, GOOD)
+    report = trainer.step(batch)
+    assert (report.used, report.tokens, report.skipped) == (1, 3, {"not_best": 1})
+    assert logprob(trainer, GOOD) > before
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,9 @@ class Stepwise:
         # Micro-batches are weighed before they come here, so nothing divides them once more.
         self.current_gradient_accumulation_steps = 1
 
+    def _send_telemetry(self) -> None:
+        """TRL tells its makers of each training; nobody asked for that here."""
+
     def update(self: Any, micro_batches: Sequence[Any], learning_rate: float, max_grad_norm: float) -> Update:
         """Take one update of the optimiser, over the micro-batches of all processes.
 
