@@ -133,3 +133,11 @@ def test_what_it_cannot_be_told_is_refused(settings, message):
     """Each refusal names the setting and what to do."""
     with pytest.raises(InvalidInput, match=message):
         TrlTrainer((tiny_model(), tiny_tokenizer()), **settings)
+
+
+def test_one_process_before_several_gpus_is_told_how_to_start(monkeypatch):
+    """TRL would cut each batch over all GPUs that a process sees, by a way that its loss does not know."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    with pytest.raises(InvalidInput, match="this one process sees 4 GPUs; start it with accelerate launch --multi_gpu"):
+        TrlTrainer((tiny_model(), tiny_tokenizer()))
