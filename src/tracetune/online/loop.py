@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tracetune.errors import CheckpointError, InvalidInput
 from tracetune.grouping import Store
@@ -35,9 +35,14 @@ from tracetune.types import (
     Policy,
     Sampling,
     StepReport,
+    Teacher,
     Trainer,
     Upstream,
 )
+from tracetune.types.teachers import checked_teachers
+
+if TYPE_CHECKING:
+    from tracetune.online.teachers import Teachers
 
 OPENAI_BASE_URL = "https://api.openai.com/v1"
 """Where OpenAI's clients go when nothing tells them otherwise."""
@@ -90,6 +95,7 @@ def optimize(
     timeout: float | None = 120.0,
     models: Mapping[str, str] | None = None,
     export_env: bool = False,
+    teachers: Sequence[Teacher] = (),
     seed: int = 0,
     resume: bool = False,
     progress: bool = True,
@@ -126,6 +132,8 @@ def optimize(
         export_env: point `OPENAI_BASE_URL` and `OPENAI_API_KEY` at the policy meanwhile;
             requests for models that are neither the policy nor in `models` are passed on
             to the address and key that stood there before.
+        teachers: other models, each of which makes its share of every example's training
+            rollouts; see `docs/teachers.md`. Validation is the policy's alone.
         seed: of the order of the examples.
         resume: go on from the last checkpoint of `run`, by default the newest run.
         progress: show a progress display on standard error.
@@ -158,7 +166,14 @@ def optimize(
     ):  # fmt: skip
         if number is not None and number <= 0:
             raise InvalidInput(f"{name} must be more than 0, not {number}")
+    if teachers and export_env:
+        raise InvalidInput(
+            "export_env is for clients that are made once for all rollouts, and teachers need one for each; leave one "
+            "of them out, and build the client from tt.policy() inside the program"
+        )
     learner = make_trainer(trainer, model=model) if isinstance(trainer, str) else trainer
+    if teachers and not learner.capabilities.weights:
+        raise InvalidInput("this trainer changes no weights and learns from no teacher; leave teachers out")
 
     def run_here() -> Result:
         path = Path(store)
@@ -177,6 +192,7 @@ def optimize(
             models=dict(models or {}),
             upstream=_upstream() if export_env else None,
             seed=seed,
+            teachers=checked_teachers(teachers, rollouts),
         )
         with ExitStack() as stack:
             if export_env:
@@ -201,6 +217,7 @@ def optimize(
                 display=display,
                 on_step=on_step,
                 export_env=export_env,
+                teachers=_served(plan, journal, done, stack),
             )
             policy = learner.fit(env)
         database.ingest()
@@ -209,6 +226,19 @@ def optimize(
 
     # Of several processes that train together, one runs the program, and the others learn with it.
     return learner.together(run_here) if isinstance(learner, Collective) else run_here()
+
+
+def _served(plan: Plan, journal: SpoolJournal, step: int, stack: ExitStack) -> Teachers | None:
+    """The plan's teachers, answering until the stack ends, and recorded as policies; None where there are none."""
+    if not plan.teachers:
+        return None
+    # Here and not above: a run without teachers needs no web server of its own.
+    from tracetune.online.teachers import Teachers
+
+    teachers = stack.enter_context(Teachers(plan, journal))
+    for policy in teachers.policies():
+        journal.policy(policy, step=step, trainer="teacher")
+    return teachers
 
 
 def _examples(values: Iterable[Example | Mapping[str, Any]], what: str) -> list[Example]:

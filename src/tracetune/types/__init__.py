@@ -20,6 +20,7 @@ from tracetune.types.protocols import (
 )
 from tracetune.types.reports import StepReport
 from tracetune.types.rollouts import Call, Rollout, RolloutSet
+from tracetune.types.teachers import Teacher
 
 __all__ = [
     "Call",
@@ -43,6 +44,7 @@ __all__ = [
     "Sampling",
     "Score",
     "StepReport",
+    "Teacher",
     "Trainer",
     "Upstream",
 ]

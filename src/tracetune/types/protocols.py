@@ -18,6 +18,7 @@ from tracetune.types.groups import GroupBatch
 from tracetune.types.policies import Policy, Upstream
 from tracetune.types.reports import StepReport
 from tracetune.types.rollouts import RolloutSet
+from tracetune.types.teachers import Teacher
 
 T = TypeVar("T")
 
@@ -60,7 +61,9 @@ class Journal(Protocol):
 class Checkpoint(Protocol):
     """All that a trainer needs to go on after `step`; the environment keeps it atomically."""
 
-    step: int
+    @property
+    def step(self) -> int:
+        """The step that it is kept under."""
 
     def save(self, folder: Path) -> None:
         """Write it into an empty folder, as safetensors and JSON."""
@@ -81,6 +84,7 @@ class Plan:
         models: names that programs have hard-coded, mapped to the policy's.
         upstream: where requests for other models go; None refuses them.
         seed: of the order of examples, and of whatever a trainer draws.
+        teachers: who makes a share of the training rollouts in place of the policy.
     """
 
     run: str
@@ -93,6 +97,7 @@ class Plan:
     models: Mapping[str, str] = field(default_factory=dict)
     upstream: Upstream | None = None
     seed: int = 0
+    teachers: tuple[Teacher, ...] = ()
 
 
 class Environment(Protocol):
@@ -116,7 +121,10 @@ class Environment(Protocol):
         """The training examples of a step: the same ones whenever they are asked for."""
 
     def rollouts(self, examples: Sequence[Example], n: int, policy: Policy, split: str, *, step: int) -> RolloutSet:
-        """Run the program n times on each example under a policy, and score it."""
+        """Run the program n times on each example under a policy, and score it.
+
+        In the split "train" the plan's teachers make their shares of them.
+        """
 
     def groups(self, rollouts: RolloutSet, grouping: Grouping) -> GroupBatch:
         """Align the calls of those rollouts."""
@@ -129,6 +137,9 @@ class Environment(Protocol):
 
     def report(self, report: StepReport, rollouts: RolloutSet, batch: GroupBatch) -> None:
         """Show and announce a finished step."""
+
+    def notice(self, text: str) -> None:
+        """Show a line of what goes on in a step that takes long."""
 
 
 @runtime_checkable
