@@ -9,6 +9,7 @@ order of their numbers, and one that comes twice is done once. Also run as a scr
 from __future__ import annotations
 
 import json
+import os
 import queue
 import secrets
 import socket
@@ -26,6 +27,9 @@ from tinker.proto import tinker_public_pb2 as wire
 from tinker_model import Draw, Learner, State, prompt_logprobs, sample, sample_response
 
 from tracetune.trainers.models import load_model
+
+# The client tells the service of its errors, and waits for that when the process ends.
+os.environ.setdefault("TINKER_TELEMETRY", "0")
 
 KEY = "tml-loopback"
 PROTO = "application/x-protobuf"
@@ -63,7 +67,6 @@ class TinkerService:
 
     Attributes:
         asked: path and body of every request that was received, in order.
-        promises: how many pieces of work were begun, by path.
     """
 
     def __init__(self, folder: Path | str, port: int = 0) -> None:
@@ -77,7 +80,7 @@ class TinkerService:
         self._later: dict[tuple[str, int], Callable[[], None]] = {}
         self._next: dict[str, int] = {}
         self._changed = threading.Condition()
-        self._work: queue.Queue[Callable[[], None] | _Sampling | None] = queue.Queue()
+        self._work: queue.Queue[Callable[[], object] | _Sampling | None] = queue.Queue()
         self._sampling_models: dict[int, Learner] = {}
         self._http = _Server(("127.0.0.1", port), _Handler)
         self._http.service = self
@@ -96,9 +99,17 @@ class TinkerService:
         """Have the next requests to a path go wrong."""
         self._faults.append(Fault(path, action, times))
 
+    def busy_until(self, free: threading.Event) -> None:
+        """Compute nothing that is asked from now on until an event is set."""
+        self._work.put(lambda: free.wait(60))
+
+    def bodies(self, path: str) -> list[Any]:
+        """What was sent to a path, in order."""
+        return [body for asked, body in self.asked if asked == path]
+
     def samples_asked(self) -> list[int]:
         """How many completions each request for samples wanted."""
-        return [body["num_samples"] for path, body in self.asked if path == "asample"]
+        return [body["num_samples"] for body in self.bodies("asample")]
 
     @contextmanager
     def running(self) -> Iterator[TinkerService]:
@@ -295,7 +306,9 @@ class TinkerService:
             alike = [request for request in requests if request.body["sampling_session_id"] == session]
             weights = self.kept.samplers[session]
             rank = 1 if weights is None else weights[0]
-            learner = self._sampling_models.setdefault(rank, Learner(self.base, rank, 0))
+            if rank not in self._sampling_models:
+                self._sampling_models[rank] = Learner(self.base, rank, 0)
+            learner = self._sampling_models[rank]
             if weights is not None:
                 learner.put(weights[1])
             draws = [request.draws() for request in alike]
