@@ -103,7 +103,7 @@ class Learner:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.updates += 1
-        return {"grad_norm:mean": float(norm)}
+        return {"grad_norm:mean": float(norm)} if norm.isfinite() else {}  # JSON has no other numbers
 
     def _logprobs(self, data: Sequence[wire.Datum]) -> list[Tensor]:
         inputs = [tuple(_tokens(datum)) for datum in data]

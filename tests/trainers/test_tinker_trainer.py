@@ -9,12 +9,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tiny_llama import EOS, gradients, group, member, own_logprobs, tiny_batch
+from looped_program import ask
+from tiny_llama import EOS, WORDS, gradients, group, member, own_logprobs, tiny_batch, tiny_tokenizer
 
+import tracetune as tt
 from tracetune.errors import InvalidInput
 from tracetune.trainers import make_trainer, trainer_names
 from tracetune.trainers.tinker import TinkerSettings, TinkerTrainer
-from tracetune.types import GroupBatch, Plan, Sampling
+from tracetune.types import Example, GroupBatch, Plan, Rollout, Sampling
 
 
 def sent_inputs(request, name: str) -> list[list[float]]:
@@ -268,3 +270,46 @@ def test_a_schedule_needs_to_know_its_end():
     trainer = TinkerTrainer("model", schedule="cosine")
     trainer.prepare(Plan("run", steps=7, examples_per_step=1, rollouts=2))
     assert trainer.settings.total_steps == 7
+
+
+@tt.program
+def say(word: str) -> str:
+    """One word of the policy."""
+    return ask(word)
+
+
+def late_word(example: Example, output: str, rollout: Rollout) -> float:
+    """More for words that stand later in the vocabulary."""
+    return WORDS.index(output) / len(WORDS) if output in WORDS else 0.0
+
+
+def expected_reward(model) -> float:
+    """What the policy earns on average after the prompt."""
+    prompt = tiny_tokenizer()("<user> w1 <assistant>", return_tensors="pt")["input_ids"]
+    with torch.inference_mode():
+        probabilities = model(input_ids=prompt).logits[0, -1].softmax(-1)
+    return float(probabilities @ torch.arange(len(WORDS), dtype=torch.float32)) / len(WORDS)
+
+
+def test_a_program_earns_more_after_a_run(service, make_tinker, tmp_path):
+    """Sampled through the endpoint, grouped by the store, trained at the service: all on policy, and it pays."""
+    result = tt.optimize(
+        say,
+        [Example("q1", {"word": "w1"})],
+        late_word,
+        make_tinker(learning_rate=1e-2),
+        store=tmp_path / "traces.duckdb",
+        sampling=Sampling(temperature=1.0, top_p=1.0, max_tokens=1),
+        steps=4,
+        examples_per_step=1,
+        rollouts=16,
+        progress=False,
+    )
+    assert expected_reward(service.learner.adapter.model) > expected_reward(service.base) + 0.05
+    calls = tt.Store(tmp_path / "traces.duckdb").sql(
+        "SELECT step, policy_version, exact, on_policy, count(*) FROM calls GROUP BY ALL ORDER BY step"
+    )
+    assert [tuple(row.values()) for row in calls.rows()] == [
+        (step, f"{result.run}@{step - 1}", True, True, 16) for step in range(1, 5)
+    ]
+    assert [report.clip_fraction for report in result.reports] == [0.0] * 4
