@@ -18,16 +18,19 @@ from typing import TypeVar
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tracetune.errors import EndpointError
 from tracetune.trainers.endpoint.cache import RowCache
-from tracetune.trainers.endpoint.prefixes import Prefixes
+from tracetune.trainers.endpoint.mixing import BASE, AdapterMixing
+from tracetune.trainers.endpoint.models import check_attention, decode_of, end_tokens
+from tracetune.trainers.endpoint.prefixes import Prefixes, Prompt
 from tracetune.trainers.endpoint.problems import Problem
 from tracetune.trainers.endpoint.rows import Piece, Row
 from tracetune.trainers.endpoint.sampling import Drawn, Sampler
-from tracetune.trainers.endpoint.text import Decode
 from tracetune.types import Journal
 
 T = TypeVar("T")
+
+# Gives the adapter that a module's rows are decoded with; None: the model beneath the adapters.
+AdapterOf = Callable[[str | None], str | None]
 
 # Requests that come together are admitted together: while nothing is being decoded, the
 # loop waits until none has come for a moment, and no longer than a few moments.
@@ -50,6 +53,7 @@ class Decoder:
         journal: Journal,
         max_rows: int,
         threads: int,
+        adapter_of: AdapterOf | None = None,
     ) -> None:
         """Take a model.
 
@@ -60,19 +64,23 @@ class Decoder:
             journal: gets every finished row before its client does.
             max_rows: how many rows are decoded at once.
             threads: how many threads torch may use for it.
+            adapter_of: names the adapter of each row by its module; None: the model is
+                used as it is.
         """
-        _check_attention(model)
+        check_attention(model)
         self.version = version
         self.completions_served = 0
         self._model = model
-        self._decode = _decode(tokenizer)
-        self._end_tokens = _end_tokens(model, tokenizer)
+        self._decode = decode_of(tokenizer)
+        self._end_tokens = end_tokens(model, tokenizer)
         self._journal = journal
         self._max_rows = max_rows
         self._threads = threads
         self._post: Callable[[list[Piece]], None] = _to_nobody
         self._cache = RowCache()
-        self._prefixes = Prefixes(model)
+        self._adapter_of = adapter_of
+        self._mixing = AdapterMixing(model)
+        self._prefixes = Prefixes(model, self._mixing)
         self._rows: list[Row] = []
         self._sampler: Sampler | None = None
         self._outbox: list[Piece] = []
@@ -101,7 +109,13 @@ class Decoder:
         self._to_own_mode()
 
     def submit(self, rows: Sequence[Row]) -> None:
-        """Put rows in the queue."""
+        """Put rows in the queue.
+
+        Raises:
+            Problem: if the decoder has been stopped, or a row's module has no adapter.
+        """
+        for row in rows:
+            row.adapter = self._adapter(row.module)
         with self._changed:
             if self._stopping:
                 raise _stopped()
@@ -154,11 +168,27 @@ class Decoder:
                 # An interrupt ends this wait, not the work, which must not go on behind its caller's back.
                 wait([outcome])
 
+    def _adapter(self, module: str | None) -> str | None:
+        if self._adapter_of is None:
+            return None
+        adapter = self._adapter_of(module)
+        if adapter is None:
+            return BASE
+        if not self._mixing.knows(adapter):
+            raise Problem(
+                500,
+                f"module {module!r} is decoded with adapter {adapter!r}, which the model does not have; add it first",
+            )
+        return adapter
+
     def _to_eval_mode(self) -> None:
         self._training_modules = [module for module in self._model.modules() if module.training]
         self._model.eval()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
+        if self._adapter_of is not None:
+            self._mixing.attach()
 
     def _to_own_mode(self) -> None:
+        self._mixing.detach()
         for module in self._training_modules:
             module.training = True
         self._training_modules = []
@@ -215,11 +245,12 @@ class Decoder:
     def _take(self) -> list[Row]:
         """Rows from the queue's head: as many as there is room for and as may be prefilled now."""
         rows: list[Row] = []
-        prompts: set[tuple[int, ...]] = set()
+        prompts: set[Prompt] = set()
         new_tokens = 0
         while self._waiting and len(self._rows) + len(rows) < self._max_rows:
             row = self._waiting[0]
-            if row.prompt_ids not in prompts and row.prompt_ids not in self._prefixes:
+            prompt = _prompt(row)
+            if prompt not in prompts and prompt not in self._prefixes:
                 new_tokens += len(row.prompt_ids)
                 if self._rows and rows and new_tokens > PREFILL_TOKENS_BETWEEN:
                     break
@@ -227,7 +258,7 @@ class Decoder:
             if row.cancelled:
                 self._finish(row, "cancelled")
             else:
-                prompts.add(row.prompt_ids)
+                prompts.add(prompt)
                 rows.append(row)
         return rows
 
@@ -241,7 +272,7 @@ class Decoder:
 
     def _admit(self, rows: list[Row]) -> None:
         """Prefill the new rows' prompts and draw their first tokens."""
-        prefixes = self._prefixes.of([row.prompt_ids for row in rows])
+        prefixes = self._prefixes.of([_prompt(row) for row in rows])
         for row in rows:
             row.begin(self.version, self._decode)
         drawn = _sampler(rows).draw(torch.stack([prefix.logits_V for prefix in prefixes]))
@@ -259,13 +290,14 @@ class Decoder:
         mask_BT = torch.zeros(hidden_BT.shape, dtype=self._model.dtype, device=device).masked_fill_(
             hidden_BT, -torch.inf
         )
-        logits_BTV = self._model(
-            input_ids=torch.tensor([row.completion_ids[-1:] for row in self._rows], device=device),
-            position_ids=positions_B[:, None],
-            attention_mask=mask_BT[:, None, None],
-            past_key_values=self._cache,
-            use_cache=True,
-        ).logits
+        with self._mixing.rows([row.adapter for row in self._rows]):
+            logits_BTV = self._model(
+                input_ids=torch.tensor([row.completion_ids[-1:] for row in self._rows], device=device),
+                position_ids=positions_B[:, None],
+                attention_mask=mask_BT[:, None, None],
+                past_key_values=self._cache,
+                use_cache=True,
+            ).logits
         assert self._sampler is not None
         unfinished = self._accept(self._rows, self._sampler.draw(logits_BTV[:, -1]))
         if len(unfinished) < len(self._rows):
@@ -328,38 +360,9 @@ def _stopped() -> Problem:
     return Problem(503, "the policy endpoint has been stopped; call it while it runs", code="stopped")
 
 
+def _prompt(row: Row) -> Prompt:
+    return Prompt(row.adapter or "", row.prompt_ids)
+
+
 def _sampler(rows: Sequence[Row]) -> Sampler:
     return Sampler([row.sampling for row in rows], [row.source for row in rows])
-
-
-def _decode(tokenizer: PreTrainedTokenizerBase) -> Decode:
-    def decode(token_ids: list[int]) -> str:
-        text = tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        assert isinstance(text, str)  # one list of ids, one text
-        return text
-
-    return decode
-
-
-def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """The tokens that end a completion: the tokenizer's, and those of the model's generation config."""
-    generation_config = getattr(model, "generation_config", None)
-    ends = getattr(generation_config, "eos_token_id", None)
-    listed = ends if isinstance(ends, list) else [ends]
-    return frozenset(token for token in [*listed, tokenizer.eos_token_id] if token is not None)
-
-
-def _check_attention(model: PreTrainedModel) -> None:
-    """Rows can be cached here where every layer looks at the whole sequence.
-
-    Raises:
-        EndpointError: if some layers do not.
-    """
-    config = model.config.get_text_config(decoder=True)
-    default = "full_attention" if getattr(config, "sliding_window", None) is None else "sliding_attention"
-    kinds = set(getattr(config, "layer_types", None) or [default])
-    if kinds != {"full_attention"}:
-        raise EndpointError(
-            f"{config.model_type} has layers of kind {', '.join(sorted(kinds - {'full_attention'}))}, and the local "
-            "endpoint decodes full attention only; serve it with an inference server, or choose a Llama-like model"
-        )

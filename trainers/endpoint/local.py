@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tracetune.errors import InvalidInput
-from tracetune.trainers.endpoint.decoder import Decoder
+from tracetune.trainers.endpoint.decoder import AdapterOf, Decoder
 from tracetune.trainers.endpoint.facade import Facade
 from tracetune.trainers.endpoint.prompts import Prompts
 from tracetune.types import Journal, Sampling, Upstream
@@ -41,6 +41,7 @@ class LocalEndpoint(Facade):
         forward: Upstream | None = None,
         max_rows: int = 64,
         threads: int | None = None,
+        adapter_of: AdapterOf | None = None,
         host: str = "127.0.0.1",
         port: int = 0,
     ) -> None:
@@ -57,6 +58,10 @@ class LocalEndpoint(Facade):
             forward: where requests for other models go; they are refused where it is None.
             max_rows: how many choices are decoded at once; others wait.
             threads: how many threads torch uses; by default as many as it does here.
+            adapter_of: given the module that asks (the header `x-tracetune-module`, None
+                where there is none), names the peft adapter to answer with, or None for
+                the model beneath; it may raise `Problem`. By default the model is used
+                as it is, for all modules. Rows of several adapters share a batch.
             host: the address to listen at.
             port: 0 takes a free one.
 
@@ -73,6 +78,7 @@ class LocalEndpoint(Facade):
             journal=journal,
             max_rows=max_rows,
             threads=threads or torch.get_num_threads(),
+            adapter_of=adapter_of,
         )
         config = model.config.get_text_config(decoder=True)
         prompts = Prompts(tokenizer, context=config.max_position_embeddings, vocabulary=config.vocab_size)

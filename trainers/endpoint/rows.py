@@ -40,6 +40,7 @@ class Row:
             the row is `streamed`. It is called on the event loop's thread.
         sampling: what is in force, every default filled in.
         top_logprobs: how many alternatives to keep for each token.
+        adapter: what it is decoded with; None: the model as it is.
         cancelled: set when the client has left.
     """
 
@@ -53,6 +54,7 @@ class Row:
     top_logprobs: int = 0
     call_id: str | None = None
     module: str | None = None
+    adapter: str | None = None
     cancelled: bool = False
     policy_version: str = ""
     completion_ids: list[int] = field(default_factory=list)

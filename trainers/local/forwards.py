@@ -30,8 +30,11 @@ class Forward:
         positions_BN: likewise.
         predicting_BN: the nodes whose logits are needed.
         place_T: where among those each token is predicted.
-        old_logprobs_T: not a number where the trainer must compute its own.
+        recorded_logprobs_T: not a number where they are not known.
         weights_T: of each token in the step's loss.
+        corrected_T: tokens that are weighed by their importance.
+        imitated_T: tokens that are to become likelier, whoever sampled them.
+        lengths: how many tokens each completion has, in the tokens' order.
     """
 
     input_ids_BN: Tensor
@@ -41,9 +44,12 @@ class Forward:
     place_T: Tensor
     targets_T: Tensor
     temperatures_T: Tensor
-    old_logprobs_T: Tensor
+    recorded_logprobs_T: Tensor
     advantages_T: Tensor
     weights_T: Tensor
+    corrected_T: Tensor
+    imitated_T: Tensor
+    lengths: Sequence[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +126,8 @@ def _forward(rows: Sequence[Row], device: torch.device, *, is_path: bool) -> For
     def put(values: Any) -> Tensor:
         return torch.as_tensor(values).to(device)
 
-    def each_token(values: Sequence[float]) -> Tensor:
-        return put(np.repeat(np.array(values, dtype=np.float32), lengths))
+    def each_token(values: Sequence[float], kind: type = np.float32) -> Tensor:
+        return put(np.repeat(np.array(values, dtype=kind), lengths))
 
     return Forward(
         input_ids_BN=put(input_ids_BN),
@@ -131,11 +137,14 @@ def _forward(rows: Sequence[Row], device: torch.device, *, is_path: bool) -> For
         place_T=put(np.concatenate([rank_BN[index, reading.nodes] for index, reading in readings])),
         targets_T=put(np.concatenate([member.completion_ids for member in members])),
         temperatures_T=each_token([member.temperature for member in members]),
-        old_logprobs_T=put(
+        recorded_logprobs_T=put(
             np.concatenate(
                 [member.logprobs or nothing for member, nothing in zip(members, unknown, strict=True)], dtype=np.float32
             )
         ),
         advantages_T=each_token([member.advantage for member in members]),
         weights_T=each_token([member.weight for member in members]),
+        corrected_T=each_token([member.is_corrected for member in members], np.bool_),
+        imitated_T=each_token([member.is_imitated for member in members], np.bool_),
+        lengths=lengths,
     )

@@ -61,20 +61,30 @@ def serve(
 def import_files(
     store: NewStorePath,
     files: Annotated[list[Path], typer.Argument(metavar="FILE", help="What to import; - is standard input.")],
-    file_format: Annotated[str, typer.Option("--format", help="What the files are.")] = "otlp",
+    file_format: Annotated[
+        str,
+        typer.Option("--format", help="What the files are: otlp, openinference, langfuse, langsmith, openai or rows."),
+    ] = "otlp",
+    run: Annotated[str | None, typer.Option(help="The run that spans without one are recorded under.")] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=COLUMN", help="For rows: the column that holds it; may be given often."),
+    ] = None,
+    reward: Annotated[str, typer.Option(metavar="NAME", help="The score that is the reward.")] = "reward",
 ) -> None:
-    """Import traces from files, gzip and Zstandard unpacked.
+    """Import traces and logs from files, gzip and Zstandard unpacked.
 
     What the store has already is not imported twice. What cannot be read is said, with its
     place; the rest is imported, and the exit status is 1.
     """
-    from tracetune.adapters.formats import format_named
+    from tracetune.adapters.formats import FormatOptions, format_named
     from tracetune.commands.importing import Import
 
-    importing = Import(store, format_named(file_format), spooled_bytes=_SPOOLED_BYTES)
     for file in files:
         if file != Path("-") and (file.is_dir() or not file.exists()):
             raise InvalidInput(f"there is no file {file}; nothing was imported")
+    options = FormatOptions(columns=_columns(column or [], file_format), reward=reward)
+    importing = Import(store, format_named(file_format), options, run=run, spooled_bytes=_SPOOLED_BYTES)
     with _progress() as progress:
         task = progress.add_task("importing", total=None)
         for file in files:
@@ -89,8 +99,29 @@ def import_files(
         + (f", {report.conflicting} have the id of another" if report.conflicting else "")
         + f", {importing.refused + report.rejected} were refused"
     )
+    if file_format != "otlp":
+        _say_unfinished(importing.without())
     if importing.refused or report.rejected:
         raise typer.Exit(1)
+
+
+def _columns(pairs: list[str], file_format: str) -> dict[str, str]:
+    if pairs and file_format != "rows":
+        raise InvalidInput(f"--column is for --format rows; {file_format} has names of its own")
+    columns = {}
+    for pair in pairs:
+        name, equals, column = pair.partition("=")
+        if not (name and equals and column):
+            raise InvalidInput(f"--column {pair!r} is not NAME=COLUMN, such as completion=answer")
+        columns[name] = column
+    return columns
+
+
+def _say_unfinished(counts: dict[str, int]) -> None:
+    if counts["traces"] > 0:
+        say(f"{counts['traces']} traces hold no LM call: nothing in them can be trained on")
+    if counts["scores"] > 0:
+        say(f"{counts['scores']} scores are of traces or calls that are not here; they count once these are imported")
 
 
 @app.command(epilog="Example: tracetune export traces.duckdb --otlp http://127.0.0.1:6006 --where \"run = 'try-1'\"")
