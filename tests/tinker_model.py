@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
-from tracetune.trainers.local.lora import Adapter
+from tracetune.trainers.local.lora import FIRST, Adapters
 
 ALPHA = 64
 BATCH = 64
@@ -39,8 +39,8 @@ class Learner:
 
     def __init__(self, base: Any, rank: int, seed: int) -> None:
         self.rank = rank
-        self.adapter = Adapter(copy.deepcopy(base), rank=rank, alpha=ALPHA, dropout=0.0, seed=seed)
-        self.parameters = self.adapter.parameters
+        self.adapter = Adapters(copy.deepcopy(base), rank=rank, alpha=ALPHA, dropout=0.0, seed=seed)
+        self.parameters = self.adapter.parameters(FIRST)
         self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=1.0)
         self.losses: list[float] = []
         self.gradients: dict[str, Tensor] = {}

@@ -35,6 +35,14 @@ def trajectories(batch: GroupBatch) -> GroupBatch:
     return GroupBatch(groups, unit="trajectory")
 
 
+def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    """Two gradients agree to a share of the largest entry."""
+    assert found.keys() == expected.keys()
+    largest = max(float(gradient.abs().max()) for gradient in expected.values())
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-5 * largest, msg=name)
+
+
 def test_the_registry_knows_it():
     """One word makes the trainer, and nothing is asked of a service yet."""
     assert "tinker" in trainer_names()
@@ -55,11 +63,7 @@ def test_a_step_there_is_a_step_here(service, make_tinker, make_trainer, model, 
 
     report = make_tinker(loss="ppo", normalisation=normalisation, **lengths).step(batch)
 
-    found = service.learner.gradients
-    largest = max(float(gradient.abs().max()) for gradient in expected_gradients.values())
-    for name, gradient in expected_gradients.items():
-        its_name = name if name in found else next(other for other in found if other.endswith(name))
-        torch.testing.assert_close(found[its_name], gradient, rtol=1e-4, atol=1e-5 * largest, msg=name)
+    assert_same(service.learner.gradients, expected_gradients)
     assert service.learner.losses == [pytest.approx(expected.loss, abs=1e-5)]
     assert report.loss == pytest.approx(expected.loss, abs=1e-5)
     assert report.grad_norm == pytest.approx(expected.grad_norm, rel=1e-4)
@@ -71,6 +75,22 @@ def test_a_step_there_is_a_step_here(service, make_tinker, make_trainer, model, 
         None,
         {},
     )
+
+
+@pytest.mark.parametrize("importance", [None, "token", "sequence"])
+def test_what_others_sampled_weighs_there_as_it_does_here(
+    service, make_tinker, make_trainer, model, tmp_path, importance
+):
+    """A teacher's tokens are weighed by their importance, its texts are imitated, and so are all under `importance`."""
+    groups = list(tiny_batch(model, sizes=(4, 3), shift=0.8))
+    known = [replace(groups[0].members[0], teacher="big"), *groups[0].members[1:]]
+    text = {"messages": [{"role": "user", "content": "w1 w2"}], "text": "w3", "teacher": "text only", "reward": 9.0}
+    batch = GroupBatch([group(*known, member(None, None, 0.5, **text)), groups[1]])
+    settings = {"importance": importance, "importance_cap": 1.5, "distil": 0.7}
+    expected, expected_gradients = gradients(make_trainer(max_grad_norm=1e9, **settings), batch, tmp_path)
+    report = make_tinker(**settings).step(batch)
+    assert_same(service.learner.gradients, expected_gradients)
+    assert (report.used, report.tokens, report.skipped) == (8, expected.tokens, {})
 
 
 @pytest.mark.parametrize("loss", ["importance_sampling", "ppo", "cispo"])

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
+from tracetune.trainers.endpoint.models import decode_of
 from tracetune.trainers.endpoint.problems import Problem
 from tracetune.trainers.endpoint.rows import Piece, Row
 from tracetune.trainers.tinker.service import Sampler, is_of_the_request, reason_of
@@ -50,7 +51,7 @@ class TinkerEngine:
         self.sampler = sampler
         self.version = version
         self.completions_served = 0
-        self._tokenizer = tokenizer
+        self._decode = decode_of(tokenizer)
         self._end_tokens = frozenset({tokenizer.eos_token_id} - {None})
         self._journal = journal
         self._post: Callable[[list[Piece]], None] = _to_nobody
@@ -229,9 +230,6 @@ class TinkerEngine:
         elif finish_reason != "cancelled":
             self.completions_served += 1
         self._post([piece])
-
-    def _decode(self, token_ids: list[int]) -> str:
-        return str(self._tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
 def _to_nobody(pieces: list[Piece]) -> None:

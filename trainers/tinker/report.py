@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from tracetune.trainers.tinker.lessons import Anchor
 from tracetune.trainers.tinker.service import Learned, Lesson
 from tracetune.types import StepReport
 
@@ -13,7 +14,7 @@ from tracetune.types import StepReport
 def report_of(
     lessons: Sequence[Lesson],
     learned: Learned,
-    base_logprobs: Sequence[np.ndarray] | None,
+    anchors: Sequence[Anchor],
     *,
     loss: str,
     thresholds: tuple[float, float],
@@ -29,7 +30,7 @@ def report_of(
     Args:
         lessons: what was learned.
         learned: what the service said of it.
-        base_logprobs: of each lesson's tokens under the base model, where there is a penalty.
+        anchors: what each lesson's tokens were held against.
         loss: "importance_sampling", "ppo" or "cispo".
         thresholds: between which ratios are not clipped.
         step: its number.
@@ -52,7 +53,8 @@ def report_of(
         gain_T = ratio_T * advantages_T
         is_clipped_T = np.zeros(len(ratio_T), bool)
     kl = None
-    if base_logprobs is not None:
+    base_logprobs = [anchor.base for anchor in anchors if anchor.base is not None]
+    if base_logprobs:
         distance_T = np.concatenate(base_logprobs) - logprobs_T
         kl = float(np.mean(np.exp(distance_T) - distance_T - 1))
     return StepReport(

@@ -9,7 +9,6 @@ service makes no update twice. Whatever goes wrong becomes a `TrainerError` here
 from __future__ import annotations
 
 import concurrent.futures
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -59,7 +58,7 @@ class Learned:
 
     Attributes:
         logprobs: of each lesson's completion tokens, before the update.
-        grad_norm: before clipping; NaN where the service does not tell.
+        grad_norm: before clipping; 0 where the service does not tell.
     """
 
     logprobs: Sequence[np.ndarray]
@@ -291,4 +290,4 @@ def _completion_logprobs(output: types.ForwardBackwardOutput, completions: Seque
 def _grad_norm(metrics: Mapping[str, float]) -> float:
     """The gradient's norm, under whatever name the service has for it."""
     found = (value for name, value in metrics.items() if "grad_norm" in name or "grad_l2" in name)
-    return next(found, math.nan)
+    return next(found, 0.0)

@@ -7,6 +7,8 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tracetune.errors import InvalidInput
+from tracetune.trainers.local import LocalSettings
+from tracetune.trainers.local.importance import Level
 
 
 class TinkerSettings(BaseModel):
@@ -24,6 +26,12 @@ class TinkerSettings(BaseModel):
         clip: ε, how far below 1 a token's ratio may move before it is clipped.
         clip_high: how far above 1; as far as below it where it is None.
         kl: β, what advantages lose for each nat that a token has gone from the base model.
+        importance: "token" or "sequence" recomputes the log-probabilities of all members
+            under the step's first weights, and weighs each token, or each completion, by how
+            likely it is under those against whoever sampled it. None does so for teachers' alone.
+        importance_cap: no such weight is larger.
+        distil: the weight of imitating a teacher's good completions, where nothing is
+            known but their text; 0 leaves them out.
         max_completion_length: what dr_grpo divides by, in tokens.
         max_grad_norm: longer gradients are scaled down to this norm.
         lora_rank: r of the adapter.
@@ -48,6 +56,9 @@ class TinkerSettings(BaseModel):
     clip: float = Field(default=0.2, gt=0.0, le=1.0)
     clip_high: float | None = Field(default=None, gt=0.0)
     kl: float = Field(default=0.0, ge=0.0)
+    importance: Level | None = None
+    importance_cap: float = Field(default=3.0, gt=0.0)
+    distil: float = Field(default=1.0, ge=0.0)
     max_completion_length: int | None = Field(default=None, ge=1)
     max_grad_norm: float = Field(default=1.0, gt=0.0)
     lora_rank: int = Field(default=16, ge=1)
@@ -74,6 +85,17 @@ class TinkerSettings(BaseModel):
             else:
                 reason = first["msg"]
             raise InvalidInput(f"the tinker trainer cannot take {name}={first['input']!r:.60}: {reason}") from error
+
+    @property
+    def of_members(self) -> LocalSettings:
+        """What the local trainer would be told, so that its members are the same here."""
+        return LocalSettings(
+            loss=self.normalisation,
+            max_completion_length=self.max_completion_length,
+            importance=self.importance,
+            importance_cap=self.importance_cap,
+            distil=self.distil,
+        )
 
     @property
     def thresholds(self) -> tuple[float, float]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import secrets
 import time
 import warnings
@@ -16,15 +15,11 @@ import numpy as np
 
 from tracetune.errors import CheckpointError, InvalidInput, TrainerError
 from tracetune.trainers.base import Endpoint, WeightTrainer
-from tracetune.trainers.local.members import (
-    TrainableMember,
-    chat_tokeniser,
-    has_something_to_learn,
-    trainable_members,
-)
+from tracetune.trainers.local.members import TrainableMember, has_something_to_learn, trainable_members
 from tracetune.trainers.local.schedule import rate_factor
+from tracetune.trainers.local.tokens import MemberTokeniser
 from tracetune.trainers.tinker.engine import TinkerEngine
-from tracetune.trainers.tinker.lessons import lessons_of
+from tracetune.trainers.tinker.lessons import Anchor, lessons_of, needs_present_logprobs
 from tracetune.trainers.tinker.report import report_of
 from tracetune.trainers.tinker.service import ServiceFactory, TrainingRun, tinker_service
 from tracetune.trainers.tinker.settings import TinkerSettings
@@ -134,11 +129,10 @@ class TinkerTrainer(WeightTrainer):
         self._check_whole()
         members, skipped = trainable_members(
             batch,
-            loss=self.settings.normalisation,
-            max_completion_length=self.settings.max_completion_length,
+            settings=self.settings.of_members,
             vocabulary=len(self.tokenizer),
             longest=self.settings.context_length,
-            tokenise=chat_tokeniser(self.tokenizer),
+            tokeniser=MemberTokeniser(self.tokenizer),
         )
         if has_something_to_learn(members, self.settings.kl):
             self._is_halfway = True
@@ -207,11 +201,8 @@ class TinkerTrainer(WeightTrainer):
 
     def _learn(self, members: Sequence[TrainableMember], skipped: Counter[str], started: float) -> StepReport:
         run, settings = self._run(), self.settings
-        old_logprobs = self._old_logprobs(run, members)
-        base_logprobs = None
-        if settings.kl != 0.0:
-            base_logprobs = run.base_logprobs(self.model, [(one.prompt_ids, one.completion_ids) for one in members])
-        lessons = lessons_of(members, old_logprobs, base_logprobs, kl=settings.kl)
+        anchors = self._anchors(run, members)
+        lessons = lessons_of(members, anchors, settings)
         learned = run.learn(
             lessons,
             loss=settings.loss,
@@ -219,7 +210,7 @@ class TinkerTrainer(WeightTrainer):
             learning_rate=settings.learning_rate * self._rate_factor(),
             max_grad_norm=settings.max_grad_norm,
         )
-        if not all(np.isfinite(logprobs).all() for logprobs in learned.logprobs) or math.isinf(learned.grad_norm):
+        if not np.isfinite(np.concatenate([*learned.logprobs, [learned.grad_norm]])).all():
             raise TrainerError(
                 f"the tinker service computed numbers in step {self.steps_done + 1} that are not finite; resume from "
                 "the last checkpoint, with a lower learning rate perhaps"
@@ -229,7 +220,7 @@ class TinkerTrainer(WeightTrainer):
         return report_of(
             lessons,
             learned,
-            base_logprobs,
+            anchors,
             loss=settings.loss,
             thresholds=settings.thresholds,
             step=self.steps_done + 1,
@@ -237,18 +228,17 @@ class TinkerTrainer(WeightTrainer):
             skipped=skipped,
         )
 
-    def _old_logprobs(self, run: TrainingRun, members: Sequence[TrainableMember]) -> list[np.ndarray]:
-        """Those that were recorded; where they are not the policy's own at temperature 1, the present weights'."""
-        known = [
-            None if member.logprobs is None or member.temperature != 1.0 else np.array(member.logprobs)
-            for member in members
-        ]
-        unknown = [member for member, logprobs in zip(members, known, strict=True) if logprobs is None]
-        if not unknown:
-            return [logprobs for logprobs in known if logprobs is not None]
-        self._warn_of_recomputed_logprobs()
-        present = iter(run.present_logprobs([(member.prompt_ids, member.completion_ids) for member in unknown]))
-        return [next(present) if logprobs is None else logprobs for logprobs in known]
+    def _anchors(self, run: TrainingRun, members: Sequence[TrainableMember]) -> list[Anchor]:
+        """What each member's tokens are held against, asked of the service where it was not recorded."""
+        unknown = [member for member in members if needs_present_logprobs(member)]
+        if not all(member.is_imitated or member.is_corrected for member in unknown):
+            self._warn_of_recomputed_logprobs()
+        present = iter(run.present_logprobs([_tokens(member) for member in unknown]) if unknown else [])
+        old = [next(present) if needs_present_logprobs(member) else np.array(member.logprobs) for member in members]
+        if self.settings.kl == 0.0:
+            return [Anchor(logprobs) for logprobs in old]
+        base = run.base_logprobs(self.model, [_tokens(member) for member in members])
+        return [Anchor(*pair) for pair in zip(old, base, strict=True)]
 
     def _rate_factor(self) -> float:
         return rate_factor(
@@ -285,3 +275,7 @@ class TinkerTrainer(WeightTrainer):
                 "sampled them",
                 stacklevel=4,
             )
+
+
+def _tokens(member: TrainableMember) -> tuple[Sequence[int], Sequence[int]]:
+    return member.prompt_ids, member.completion_ids
