@@ -8,8 +8,8 @@ service makes no update twice. Whatever goes wrong becomes a `TrainerError` here
 
 from __future__ import annotations
 
-import concurrent.futures
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,9 +71,7 @@ class Sampler:
     def __init__(self, client: Any) -> None:
         self._client = client
 
-    def sample(
-        self, prompt_ids: Sequence[int], n: int, sampling: Sampling
-    ) -> concurrent.futures.Future[types.SampleResponse]:
+    def sample(self, prompt_ids: Sequence[int], n: int, sampling: Sampling) -> Future[types.SampleResponse]:
         """Ask for n completions of a prompt, without waiting for them."""
         params = types.SamplingParams(
             max_tokens=sampling.max_tokens,
@@ -244,7 +242,7 @@ class _Explained:
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, (TimeoutError, concurrent.futures.TimeoutError)) and self._timeout is not None:
+        if isinstance(error, TimeoutError) and self._timeout is not None:
             raise TrainerError(
                 f"the tinker service did not {self._what} within {self._timeout:g} s; see whether it is up, or give "
                 "the trainer a longer timeout"
@@ -256,9 +254,9 @@ class _Explained:
             ) from error
 
 
-def _standard(future: Any) -> concurrent.futures.Future[Any]:
+def _standard(future: Any) -> Future[Any]:
     """The standard library's future in one of the client's."""
-    inner: concurrent.futures.Future[Any] = future.future() if hasattr(future, "future") else future
+    inner: Future[Any] = future.future() if hasattr(future, "future") else future
     return inner
 
 

@@ -116,7 +116,7 @@ class TinkerTrainer(WeightTrainer):
         """Learn from a batch of groups: one update over all of it.
 
         A member that cannot be learned from is left out, with its reason in the report.
-        Where nothing can be learned, the service is not asked.
+        Where nothing can be learned, the weights stay as they are.
 
         Raises:
             TrainerError: if the service fails, says nothing for `timeout`, or gives numbers
@@ -135,9 +135,7 @@ class TinkerTrainer(WeightTrainer):
             tokeniser=MemberTokeniser(self.tokenizer),
         )
         if has_something_to_learn(members, self.settings.kl):
-            self._is_halfway = True
             report = self._learn(members, skipped, started)
-            self._is_halfway = False
         else:
             if members:
                 skipped["nothing_to_learn"] += len(members)
@@ -203,6 +201,7 @@ class TinkerTrainer(WeightTrainer):
         run, settings = self._run(), self.settings
         anchors = self._anchors(run, members)
         lessons = lessons_of(members, anchors, settings)
+        self._is_halfway = True
         learned = run.learn(
             lessons,
             loss=settings.loss,
@@ -217,6 +216,7 @@ class TinkerTrainer(WeightTrainer):
             )
         if self._engine is not None:
             self._engine.sampler = run.sampler()
+        self._is_halfway = False
         return report_of(
             lessons,
             learned,
