@@ -124,29 +124,54 @@ def _say_unfinished(counts: dict[str, int]) -> None:
         say(f"{counts['scores']} scores are of traces or calls that are not here; they count once these are imported")
 
 
-@app.command(epilog="Example: tracetune export traces.duckdb --otlp http://127.0.0.1:6006 --where \"run = 'try-1'\"")
+@app.command(epilog="Example: tracetune export traces.duckdb --format sft -o rows.jsonl --where \"run = 'try-1'\"")
 def export(
     store: StorePath,
+    row_format: Annotated[
+        str | None,
+        typer.Option("--format", help="As rows to fine-tune with: sft, dpo, kto, parquet or hf."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="PATH", help="Where rows go; standard output by default.")
+    ] = None,
+    above: Annotated[
+        float | None, typer.Option(help="sft, hf: calls whose advantage is above it, not the best of each group.")
+    ] = None,
+    margin: Annotated[
+        float | None, typer.Option(help="dpo, hf: by how much the rewards of a pair must differ.")
+    ] = None,
     otlp: Annotated[
         str | None, typer.Option(metavar="URL", help="To an OTLP/HTTP server, such as http://127.0.0.1:4318.")
     ] = None,
     parquet: Annotated[Path | None, typer.Option(metavar="FOLDER", help="As Parquet files into a new folder.")] = None,
     where: Annotated[
-        str | None, typer.Option(metavar="SQL", help="A condition on the columns of the view rollouts.")
+        str | None,
+        typer.Option(metavar="SQL", help="A condition on the columns of the view rollouts; for rows, of calls."),
     ] = None,
     header: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=VALUE", help="A header of each request to the server; may be given often."),
     ] = None,
 ) -> None:
-    """Send what was recorded to Phoenix, Jaeger, a Collector or another OTLP server, or write it as Parquet files.
+    """Write what was recorded as rows to fine-tune with or as Parquet files, or send it to an OTLP server.
+
+    Rows are made of groups, as Grouping() makes them: sft and dpo in OpenAI's form, kto in
+    TRL's, parquet is the groups themselves with their tokens, hf a folder of all that for
+    Hugging Face's datasets. What no row could be made of is counted.
 
     To a server spans go as they came; scores, tokens and whatever else is not a span go as
     log records to servers that take those. Parquet files are rollouts, calls, spans and
     scores, in folders by run and day.
     """
-    if (otlp is None) == (parquet is None):
-        raise InvalidInput("say where to: either --otlp URL or --parquet FOLDER")
+    if [otlp, parquet, row_format].count(None) != 2:
+        raise InvalidInput("say where to: either --otlp URL, --parquet FOLDER or --format NAME")
+    if row_format is not None:
+        from tracetune.commands.rows import RowSettings, export_rows
+
+        export_rows(open_store(store), RowSettings(row_format, output, above, margin), where)
+        return
+    if (output, above, margin) != (None, None, None):
+        raise InvalidInput("--output, --above and --margin are for rows; name them with --format")
     if parquet is not None:
         counts = open_store(store).export_parquet(parquet, where)
         say(f"{parquet}: " + ", ".join(f"{count} {view}" for view, count in counts.items()))

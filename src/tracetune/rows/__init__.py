@@ -7,6 +7,7 @@ equal order, and every member that is in no row is counted with its reason.
 
 from __future__ import annotations
 
+from tracetune.rows.datasets import write_dataset
 from tracetune.rows.kto import kto_rows
 from tracetune.rows.messages import Rows
 from tracetune.rows.preferences import preference_rows
@@ -19,5 +20,6 @@ __all__ = [
     "kto_rows",
     "preference_rows",
     "supervised_rows",
+    "write_dataset",
     "write_group_table",
 ]
