@@ -24,6 +24,7 @@ from tracetune.types import (
     Sampling,
     StepReport,
 )
+from tracetune.types.teachers import teacher_of
 
 T = TypeVar("T")
 
@@ -239,7 +240,7 @@ def reaches_endpoint(rollouts: RolloutSet, served: int) -> bool:
     Raises:
         NoCompletions: if it asks somebody else.
     """
-    calls = sum(len(rollout.calls) for rollout in rollouts.rollouts)
+    calls = sum(len(rollout.calls) for rollout in rollouts.rollouts if teacher_of(rollout.policy_version) is None)
     if calls and not served:
         raise NoCompletions(
             f"step {rollouts.step} made {calls} calls and none reached the policy endpoint; build the client inside "

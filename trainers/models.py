@@ -59,7 +59,8 @@ def load_model(
 
 def _device(name: str) -> torch.device:
     if name == "auto":
-        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+        here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+        return torch.device(next(device for device, is_here in here.items() if is_here))
     try:
         # Asking for a tensor there is how one learns whether the device is here.
         return torch.empty(0, device=name).device

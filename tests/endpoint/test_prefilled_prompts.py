@@ -53,7 +53,7 @@ def check(model, prompt, prefix):
 )
 def test_every_prefix_is_what_its_prompt_gives_alone(model, asked):
     """However prompts overlap, in one call or in later ones, keys, values and logits are their own."""
-    prefixes = Prefixes(model, AdapterMixing(model))
+    prefixes = Prefixes(model, AdapterMixing(model), kept_tokens=4096)
     with torch.no_grad():
         for prompts in asked:
             for prompt, prefix in zip(prompts, prefixes.of(prompts), strict=True):
@@ -62,7 +62,7 @@ def test_every_prefix_is_what_its_prompt_gives_alone(model, asked):
 
 def test_a_shared_beginning_is_computed_once(model, prefilled):
     """The first prompt is computed whole; the others, now and later, only from where they differ."""
-    prefixes = Prefixes(model, AdapterMixing(model))
+    prefixes = Prefixes(model, AdapterMixing(model), kept_tokens=4096)
     with torch.no_grad():
         prefixes.of([Prompt("", (*HEADER, 7 + index, 9)) for index in range(5)])
         assert prefilled == [(1, 50), (4, 2)]
@@ -70,18 +70,30 @@ def test_a_shared_beginning_is_computed_once(model, prefilled):
         assert prefilled[2:] == [(1, 3)]
 
 
+def test_beginnings_of_different_length_are_each_computed_once(model, prefilled):
+    """A header that all share, and under it a longer one that some share, in one burst."""
+    examples = [tuple(40 + kind for _ in range(40)) for kind in range(3)]
+    with torch.no_grad():
+        found = Prefixes(model, AdapterMixing(model), kept_tokens=4096).of(
+            [Prompt("", (*HEADER, *examples[index // 2], 6 + index, 9)) for index in range(6)]
+        )
+        assert prefilled == [(1, 90), (2, 42), (1, 10), (2, 10)]
+    assert [prefix.length for prefix in found] == [90] * 6
+
+
 def test_prompts_with_nothing_in_common_are_computed_in_one_pass(model, prefilled):
     """Prompts of like length are padded together."""
     with torch.no_grad():
-        Prefixes(model, AdapterMixing(model)).of([Prompt("", (6 + index,) * (3 + index)) for index in range(8)])
+        Prefixes(model, AdapterMixing(model), kept_tokens=4096).of(
+            [Prompt("", (6 + index,) * (3 + index)) for index in range(8)]
+        )
     assert prefilled == [(8, 10)]
 
 
 def test_passes_and_kept_prompts_are_bounded(model, prefilled, monkeypatch):
     """No pass exceeds its tokens, and the least recently asked for prompts are forgotten."""
     monkeypatch.setattr(prefixes_module, "PASS_TOKENS", 20)
-    monkeypatch.setattr(prefixes_module, "KEPT_TOKENS", 20)
-    prefixes = Prefixes(model, AdapterMixing(model))
+    prefixes = Prefixes(model, AdapterMixing(model), kept_tokens=20)
     prompts = [Prompt("", (6 + index,) * 8) for index in range(5)]
     with torch.no_grad():
         found = prefixes.of(prompts)
@@ -93,7 +105,7 @@ def test_passes_and_kept_prompts_are_bounded(model, prefilled, monkeypatch):
 
 def test_nothing_is_known_after_clear(model, prefilled):
     """When the weights change, prompts are computed anew."""
-    prefixes = Prefixes(model, AdapterMixing(model))
+    prefixes = Prefixes(model, AdapterMixing(model), kept_tokens=4096)
     with torch.no_grad():
         prefixes.of([Prompt("", HEADER)])
         prefixes.clear()

@@ -12,11 +12,12 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from tracetune.trainers.endpoint.door import CALL_HEADER, MODULE_HEADER, Door, event, json_response
-from tracetune.trainers.endpoint.overrides import asked_sampling, in_force, with_defaults
+from tracetune.trainers.endpoint.overrides import in_force, with_defaults
 from tracetune.trainers.endpoint.prompts import Prompts
 from tracetune.trainers.endpoint.replies import ChatShape, Heading, Shape, TextShape
-from tracetune.trainers.endpoint.requests import Body, read_chat, read_completion
+from tracetune.trainers.endpoint.requests import Body, ChatBody, read_chat, read_completion
 from tracetune.trainers.endpoint.rows import Piece, Row
+from tracetune.trainers.endpoint.tool_calls import ToolReader
 from tracetune.types import Sampling
 
 # What OpenAI's plain completions are cut at where the client does not say.
@@ -57,10 +58,10 @@ class _Api:
         if not self._service.door.asks_policy(values):
             return await self._service.door.forward(request, content, values)
         body = read_chat(values)
-        prompt_ids = self._service.prompts.of_chat(body.messages)
+        prompt_ids = self._service.prompts.of_chat(body.messages, body.offered)
         room = self._service.prompts.room_after(prompt_ids, "messages")
         sampling = self._sampling(body, min(body.max_completion_tokens or body.max_tokens or room, room), room)
-        shape = ChatShape(self._service.prompts.token_text, bool(body.logprobs))
+        shape = ChatShape(self._service.prompts.token_text, bool(body.logprobs), self._tools(body))
         return await self._answer(request, body, shape, [(prompt_ids, sampling)], body.alternatives, "chatcmpl")
 
     async def complete(self, request: Request) -> Response:
@@ -76,9 +77,25 @@ class _Api:
         shape = TextShape(self._service.prompts.token_text, body.logprobs is not None)
         return await self._answer(request, body, shape, prompts, body.logprobs or 0, "cmpl")
 
+    def _tools(self, body: ChatBody) -> ToolReader | None:
+        """Reads the calls of the tools that were offered, where some were."""
+        if not body.offered:
+            return None
+        names = {tool.function.name for tool in body.offered}
+        form = self._service.prompts.tool_format(body.offered)
+        return ToolReader(form, names, single=body.parallel_tool_calls is False)
+
     def _sampling(self, body: Body, max_tokens: int, room: int) -> Sampling:
         """What the client asks for, defaults filled in, under what is in force just now."""
-        sampling = in_force(with_defaults(asked_sampling(body, max_tokens)), self._service.sampling())
+        asked = Sampling(
+            temperature=body.temperature,
+            top_p=body.top_p,
+            top_k=body.top_k if body.top_k is not None and body.top_k > 0 else None,
+            max_tokens=max_tokens,
+            seed=body.seed,
+            stop=body.stop_strings,
+        )
+        sampling = in_force(with_defaults(asked), self._service.sampling())
         return sampling.model_copy(update={"max_tokens": min(sampling.max_tokens or room, room)})
 
     async def _answer(

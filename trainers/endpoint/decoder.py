@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from tracetune.trainers.endpoint.admission import Admission, prompt_of
 from tracetune.trainers.endpoint.cache import RowCache
 from tracetune.trainers.endpoint.mixing import BASE, AdapterMixing
 from tracetune.trainers.endpoint.models import check_attention, decode_of, end_tokens
@@ -36,9 +36,6 @@ AdapterOf = Callable[[str | None], str | None]
 # loop waits until none has come for a moment, and no longer than a few moments.
 QUIET_SECONDS = 0.002
 GATHER_SECONDS = 0.02
-# New prompt tokens that are prefilled between two tokens of the rows being decoded, so
-# that a burst of prompts does not hold those up.
-PREFILL_TOKENS_BETWEEN = 1024
 
 
 class Decoder:
@@ -52,6 +49,7 @@ class Decoder:
         version: str,
         journal: Journal,
         max_rows: int,
+        cache_tokens: int,
         threads: int,
         adapter_of: AdapterOf | None = None,
     ) -> None:
@@ -63,6 +61,9 @@ class Decoder:
             version: the version of its weights.
             journal: gets every finished row before its client does.
             max_rows: how many rows are decoded at once.
+            cache_tokens: how many tokens' keys and values are held, a quarter of them for
+                prompts that may be asked for again. Rows wait for room, and are paused
+                and computed again later where they outgrow it; one row alone may exceed it.
             threads: how many threads torch may use for it.
             adapter_of: names the adapter of each row by its module; None: the model is
                 used as it is.
@@ -74,17 +75,18 @@ class Decoder:
         self._decode = decode_of(tokenizer)
         self._end_tokens = end_tokens(model, tokenizer)
         self._journal = journal
-        self._max_rows = max_rows
         self._threads = threads
         self._post: Callable[[list[Piece]], None] = _to_nobody
-        self._cache = RowCache()
+        kept_tokens = cache_tokens // 4
+        row_tokens = cache_tokens - kept_tokens
+        self._queue = Admission(max_rows=max_rows, row_tokens=row_tokens)
+        self._cache = RowCache(row_tokens)
         self._adapter_of = adapter_of
         self._mixing = AdapterMixing(model)
-        self._prefixes = Prefixes(model, self._mixing)
+        self._prefixes = Prefixes(model, self._mixing, kept_tokens=kept_tokens)
         self._rows: list[Row] = []
         self._sampler: Sampler | None = None
         self._outbox: list[Piece] = []
-        self._waiting: deque[Row] = deque()
         self._changed = threading.Condition()
         self._exclusive = threading.Lock()
         self._held = False
@@ -95,10 +97,13 @@ class Decoder:
         self._thread = threading.Thread(target=self._run, name="tracetune-decoder", daemon=True)
 
     def start(self, post: Callable[[list[Piece]], None]) -> None:
-        """Start decoding; `post` hands pieces to the event loop."""
+        """Start decoding, warm when this returns; `post` hands pieces to the event loop."""
         self._post = post
         self._to_eval_mode()
+        self._busy = True
         self._thread.start()
+        with self._changed:
+            self._changed.wait_for(lambda: not self._busy)
 
     def stop(self) -> None:
         """Stop: rows that are not finished are recorded as cancelled and refused."""
@@ -119,7 +124,7 @@ class Decoder:
         with self._changed:
             if self._stopping:
                 raise _stopped()
-            self._waiting.extend(rows)
+            self._queue.waiting.extend(rows)
             self._changed.notify_all()
 
     @contextmanager
@@ -199,6 +204,7 @@ class Decoder:
         # no_grad, not inference_mode: the trainer uses the same modules, and what they
         # keep between calls must not become an inference tensor.
         with torch.no_grad():
+            self._warm_up()
             while (admitted := self._next_rows()) is not None:
                 if self._work is not None:
                     work, self._work = self._work, None
@@ -212,54 +218,48 @@ class Decoder:
                 except Exception as error:  # noqa: BLE001 - whatever it is, the rows' clients must hear of it
                     self._fail([*self._rows, *admitted], error)
                 self._send()
-        for row in [*self._rows, *self._waiting]:
+        for row in [*self._rows, *self._queue.paused, *self._queue.waiting]:
             self._finish(row, "cancelled", _stopped())
         self._send()
         with self._changed:
             self._busy = False
             self._changed.notify_all()
 
+    def _warm_up(self) -> None:
+        """Have the first passes of a process, which cost many times the others, before anybody waits for them."""
+        with suppress(Exception):  # what is wrong with the model, the first request will tell
+            self._cache.admit(self._prefixes.of([Prompt("", (0, 0))]))
+            self._forward([0], [2], [None])
+        self._prefixes.clear()
+        self._cache.release()
+
     def _next_rows(self) -> list[Row] | None:
         """The rows to admit now, perhaps none; waits while there is nothing to do; None: stop."""
         with self._changed:
-            if not self._rows:
+            if not self._rows and not self._queue.paused:
                 self._busy = False
                 self._changed.notify_all()
-                self._changed.wait_for(lambda: self._stopping or self._work or (self._waiting and not self._held))
+                self._changed.wait_for(lambda: self._stopping or self._work or (self._queue.waiting and not self._held))
                 if not self._work:
                     self._gather()
             if self._stopping and self._work is None:
                 return None
-            rows = [] if self._held else self._take()
-            self._busy = bool(rows or self._rows)
+            rows = self._take()
+            self._busy = bool(rows or self._rows or self._queue.paused)
             return rows
 
     def _gather(self) -> None:
         deadline = time.monotonic() + GATHER_SECONDS
-        while len(self._waiting) < self._max_rows and time.monotonic() < deadline:
-            waiting = len(self._waiting)
+        while len(self._queue.waiting) < self._queue.max_rows and time.monotonic() < deadline:
+            waiting = len(self._queue.waiting)
             self._changed.wait(QUIET_SECONDS)
-            if len(self._waiting) == waiting:
+            if len(self._queue.waiting) == waiting:
                 return
 
     def _take(self) -> list[Row]:
-        """Rows from the queue's head: as many as there is room for and as may be prefilled now."""
-        rows: list[Row] = []
-        prompts: set[Prompt] = set()
-        new_tokens = 0
-        while self._waiting and len(self._rows) + len(rows) < self._max_rows:
-            row = self._waiting[0]
-            prompt = _prompt(row)
-            if prompt not in prompts and prompt not in self._prefixes:
-                new_tokens += len(row.prompt_ids)
-                if self._rows and rows and new_tokens > PREFILL_TOKENS_BETWEEN:
-                    break
-            self._waiting.popleft()
-            if row.cancelled:
-                self._finish(row, "cancelled")
-            else:
-                prompts.add(prompt)
-                rows.append(row)
+        rows, left = self._queue.take(self._rows, self._prefixes, held=self._held)
+        for row in left:
+            self._finish(row, "cancelled")
         return rows
 
     def _let_go(self) -> None:
@@ -271,8 +271,8 @@ class Decoder:
             self._keep([slot for slot, row in enumerate(self._rows) if not row.cancelled])
 
     def _admit(self, rows: list[Row]) -> None:
-        """Prefill the new rows' prompts and draw their first tokens."""
-        prefixes = self._prefixes.of([_prompt(row) for row in rows])
+        """Prefill the rows' prompts, and what had been drawn of those that were paused, and draw their next tokens."""
+        prefixes = self._prefixes.of([prompt_of(row) for row in rows])
         for row in rows:
             row.begin(self.version, self._decode)
         drawn = _sampler(rows).draw(torch.stack([prefix.logits_V for prefix in prefixes]))
@@ -284,24 +284,34 @@ class Decoder:
 
     def _step(self) -> None:
         """Draw one more token for every row."""
+        kept = self._queue.pause(self._rows)
+        if len(kept) < len(self._rows):
+            self._keep(kept)
+        tokens_B = [row.completion_ids[-1] for row in self._rows]
+        positions = [row.position for row in self._rows]
+        logits_BV = self._forward(tokens_B, positions, [row.adapter for row in self._rows])
+        assert self._sampler is not None
+        unfinished = self._accept(self._rows, self._sampler.draw(logits_BV))
+        if len(unfinished) < len(self._rows):
+            self._keep(unfinished)
+
+    def _forward(self, tokens_B: list[int], positions: list[int], adapters: list[str | None]) -> torch.Tensor:
+        """The logits after one more token a row, [rows, vocabulary]."""
         device = self._model.device
-        positions_B = self._cache.place([row.position for row in self._rows])
+        positions_B = self._cache.place(positions)
         hidden_BT = torch.arange(self._cache.span, device=device) > positions_B[:, None]
         mask_BT = torch.zeros(hidden_BT.shape, dtype=self._model.dtype, device=device).masked_fill_(
             hidden_BT, -torch.inf
         )
-        with self._mixing.rows([row.adapter for row in self._rows]):
-            logits_BTV = self._model(
-                input_ids=torch.tensor([row.completion_ids[-1:] for row in self._rows], device=device),
+        with self._mixing.rows(adapters):
+            logits_BTV: torch.Tensor = self._model(
+                input_ids=torch.tensor(tokens_B, device=device)[:, None],
                 position_ids=positions_B[:, None],
                 attention_mask=mask_BT[:, None, None],
                 past_key_values=self._cache,
                 use_cache=True,
             ).logits
-        assert self._sampler is not None
-        unfinished = self._accept(self._rows, self._sampler.draw(logits_BTV[:, -1]))
-        if len(unfinished) < len(self._rows):
-            self._keep(unfinished)
+        return logits_BTV[:, -1]
 
     def _accept(self, rows: Sequence[Row], drawn: Drawn) -> list[int]:
         """Give each row its token; gives the indices of those that go on."""
@@ -358,10 +368,6 @@ def _to_nobody(pieces: list[Piece]) -> None:
 
 def _stopped() -> Problem:
     return Problem(503, "the policy endpoint has been stopped; call it while it runs", code="stopped")
-
-
-def _prompt(row: Row) -> Prompt:
-    return Prompt(row.adapter or "", row.prompt_ids)
 
 
 def _sampler(rows: Sequence[Row]) -> Sampler:

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from tracetune.errors import InvalidInput
 from tracetune.trainers.endpoint.decoder import AdapterOf, Decoder
 from tracetune.trainers.endpoint.facade import Facade
+from tracetune.trainers.endpoint.models import cache_tokens_of
 from tracetune.trainers.endpoint.prompts import Prompts
 from tracetune.types import Journal, Sampling, Upstream
 
@@ -40,6 +41,7 @@ class LocalEndpoint(Facade):
         models: Mapping[str, str] = {},
         forward: Upstream | None = None,
         max_rows: int = 64,
+        cache_tokens: int | None = None,
         threads: int | None = None,
         adapter_of: AdapterOf | None = None,
         host: str = "127.0.0.1",
@@ -57,6 +59,9 @@ class LocalEndpoint(Facade):
             models: names that programs have hard-coded, each mapped to `name`.
             forward: where requests for other models go; they are refused where it is None.
             max_rows: how many choices are decoded at once; others wait.
+            cache_tokens: how many tokens' keys and values are held at once, in prompts and
+                completions together; choices beyond that wait, and one alone may exceed
+                it. By default what 4 GB hold.
             threads: how many threads torch uses; by default as many as it does here.
             adapter_of: given the module that asks (the header `x-tracetune-module`, None
                 where there is none), names the peft adapter to answer with, or None for
@@ -71,12 +76,15 @@ class LocalEndpoint(Facade):
         """
         if max_rows < 1:
             raise InvalidInput(f"max_rows is {max_rows}; at least 1 row must be decoded at once")
+        if cache_tokens is not None and cache_tokens < 1:
+            raise InvalidInput(f"cache_tokens is {cache_tokens}; at least 1 token must be held")
         self._decoder = Decoder(
             model,
             tokenizer,
             version=version,
             journal=journal,
             max_rows=max_rows,
+            cache_tokens=cache_tokens or cache_tokens_of(model),
             threads=threads or torch.get_num_threads(),
             adapter_of=adapter_of,
         )

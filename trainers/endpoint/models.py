@@ -2,21 +2,42 @@
 
 from __future__ import annotations
 
+from itertools import groupby
+
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tracetune.errors import EndpointError
 from tracetune.trainers.endpoint.text import Decode
+from tracetune.trainers.endpoint.tool_calls import MARKERS
+
+# What keys and values may take where the caller does not say.
+CACHE_BYTES = 4 * 1024**3
+
+
+def cache_tokens_of(model: PreTrainedModel) -> int:
+    """How many tokens' keys and values fit in `CACHE_BYTES`."""
+    config = model.config.get_text_config(decoder=True)
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    a_token: int = 2 * config.num_hidden_layers * heads * head_size * model.dtype.itemsize
+    return max(1, CACHE_BYTES // a_token)
 
 
 def decode_of(tokenizer: PreTrainedTokenizerBase) -> Decode:
-    """Makes text of token ids, special tokens left out."""
+    """Makes text of token ids, special tokens left out but for those that mark a tool call."""
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    markers = {token: str(known) for token, known in added.items() if known.special and str(known) in MARKERS}
 
-    def decode(token_ids: list[int]) -> str:
+    def plain(token_ids: list[int]) -> str:
         text = tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         assert isinstance(text, str)  # one list of ids, one text
         return text
 
-    return decode
+    def decode(token_ids: list[int]) -> str:
+        pieces = groupby(token_ids, key=markers.get)
+        return "".join(plain(list(ids)) if marker is None else marker * len(list(ids)) for marker, ids in pieces)
+
+    return decode if markers else plain
 
 
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

@@ -6,20 +6,39 @@ program asks; while it is validated, as the program would have it.
 
 from __future__ import annotations
 
-from tracetune.trainers.endpoint.requests import Body
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from tracetune.trainers.endpoint.problems import Problem
 from tracetune.types import Sampling
 
+_SAMPLING = ("temperature", "top_p", "top_k", "seed")
+_LENGTHS = ("max_completion_tokens", "max_tokens")
 
-def asked_sampling(body: Body, max_tokens: int | None) -> Sampling:
-    """What a request asks for; None where it leaves something to whoever answers."""
-    return Sampling(
-        temperature=body.temperature,
-        top_p=body.top_p,
-        top_k=body.top_k if body.top_k is not None and body.top_k > 0 else None,
-        max_tokens=max_tokens,
-        seed=body.seed,
-        stop=body.stop_strings,
-    )
+
+def asked_of(values: Mapping[str, Any]) -> Sampling:
+    """What a request's body says of sampling; None where it leaves that to whoever answers.
+
+    Raises:
+        Problem: if it makes no sense.
+    """
+    stop, top_k = values.get("stop"), values.get("top_k")
+    try:
+        return Sampling(
+            temperature=values.get("temperature"),
+            top_p=values.get("top_p"),
+            top_k=None if top_k in (0, -1) else top_k,
+            max_tokens=next((values[name] for name in _LENGTHS if values.get(name) is not None), None),
+            seed=values.get("seed"),
+            stop=(stop,) if isinstance(stop, str) else tuple(stop or ()),
+        )
+    except (ValidationError, TypeError) as error:
+        reason = error.errors(include_url=False)[0] if isinstance(error, ValidationError) else None
+        name = str(reason["loc"][0]) if reason else "stop"
+        why = reason["msg"] if reason else str(error)
+        raise Problem(400, f"'{name}' can't be {values.get(name)!r:.60}: {why}", name, "invalid_value") from None
 
 
 def with_defaults(sampling: Sampling) -> Sampling:
@@ -57,3 +76,21 @@ def in_force(asked: Sampling, override: Sampling | None) -> Sampling:
         seed=override.seed,
         stop=override.stop or asked.stop,
     )
+
+
+def with_sampling(body: Mapping[str, Any], sampling: Sampling) -> dict[str, Any]:
+    """A request's body with this sampling in place of its own.
+
+    Example:
+        >>> with_sampling({"temperature": 0, "seed": 1, "max_tokens": 9}, Sampling(temperature=1.0, max_tokens=5))
+        {'temperature': 1.0, 'max_tokens': 5}
+    """
+    changed = {name: value for name, value in body.items() if name not in (*_SAMPLING, *_LENGTHS, "stop")}
+    changed |= {name: value for name in _SAMPLING if (value := getattr(sampling, name)) is not None}
+    if sampling.max_tokens is not None:
+        # Newer models refuse the older name, older services the newer one: the program knows whom it asks.
+        name = next((name for name in _LENGTHS if body.get(name) is not None), "max_tokens")
+        changed[name] = sampling.max_tokens
+    if sampling.stop:
+        changed["stop"] = list(sampling.stop)
+    return changed

@@ -23,10 +23,10 @@ from tracetune.trainers.endpoint.mixing import AdapterMixing
 
 # Prompt tokens that one forward pass prefills, padding included: it bounds the memory of a pass.
 PASS_TOKENS = 2048
-# Prompt tokens whose keys and values are kept for rows that come later.
-KEPT_TOKENS = 4096
 # Shared beginnings are counted in steps of so many tokens: prompts of one pass share equally much.
 SHARED_STEP = 16
+# Fewer tokens are not worth waiting for another pass, which reads all weights once more.
+WORTH_A_PASS = 32
 
 
 class Prompt(NamedTuple):
@@ -41,26 +41,34 @@ class Prompt(NamedTuple):
 
 
 class Prefixes:
-    """The prefilled prompts of one model, the least recently asked for first."""
+    """The prefilled prompts of one model, the least recently asked for first.
 
-    def __init__(self, model: PreTrainedModel, mixing: AdapterMixing) -> None:
+    Args:
+        model: computes them.
+        mixing: tells its layers which prompt has which adapter.
+        kept_tokens: of prompts that are kept for rows that come later.
+    """
+
+    def __init__(self, model: PreTrainedModel, mixing: AdapterMixing, *, kept_tokens: int) -> None:
         self._model = model
         self._mixing = mixing
+        self._kept_tokens = kept_tokens
         self._kept: OrderedDict[Prompt, Prefix] = OrderedDict()
 
-    def __contains__(self, prompt: Prompt) -> bool:
+    def __contains__(self, prompt: object) -> bool:
         return prompt in self._kept
 
     def of(self, prompts: Sequence[Prompt]) -> list[Prefix]:
         """The prefix of each prompt; those not known yet are computed, each once."""
-        first, others = self._split(sorted({prompt for prompt in prompts if prompt not in self._kept}))
-        self._prefill(first)
-        self._prefill(others)
+        unknown = sorted({prompt for prompt in prompts if prompt not in self._kept})
+        while unknown:
+            first, unknown = self._split(unknown)
+            self._prefill(first)
         for prompt in prompts:
             self._kept.move_to_end(prompt)
         found = [self._kept[prompt] for prompt in prompts]
         kept_tokens = sum(len(prompt.ids) for prompt in self._kept)
-        while kept_tokens > KEPT_TOKENS:
+        while kept_tokens > self._kept_tokens:
             prompt, _ = self._kept.popitem(last=False)
             kept_tokens -= len(prompt.ids)
         return found
@@ -74,7 +82,7 @@ class Prefixes:
         first: list[Prompt] = []
         others: list[Prompt] = []
         for prompt, (known, _) in zip(prompts, self._most_alike(prompts), strict=True):
-            gains = first and _shared(prompt, first[-1]) > known
+            gains = first and _shared(prompt, first[-1]) >= known + WORTH_A_PASS
             (others if gains else first).append(prompt)
         return first, others
 

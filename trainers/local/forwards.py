@@ -7,7 +7,7 @@ one forward are padded at the right, where nothing looks at them.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,23 +60,22 @@ class TokenReadings:
     entropies_T: Tensor
 
 
-def forwards_of(rows: Sequence[Row], budget: int, device: torch.device) -> list[Forward]:
+def forwards_of(rows: Sequence[Row], budget: int, device: torch.device) -> Iterator[Forward]:
     """Put rows together into forwards of at most `budget` tokens, padding included.
 
     A row that is longer than the budget gets a forward of its own. Paths and trees are
-    kept apart, since only trees need a mask.
+    kept apart, since only trees need a mask. Each forward is made when it is asked for,
+    so that there is one in memory at a time; the same rows give the same forwards.
     """
-    forwards = []
     for is_path in (True, False):
         waiting: list[Row] = []
         for row in sorted((row for row in rows if row.is_path == is_path), key=len, reverse=True):
             if waiting and (len(waiting) + 1) * len(waiting[0]) > budget:
-                forwards.append(_forward(waiting, device, is_path=is_path))
+                yield _forward(waiting, device, is_path=is_path)
                 waiting = []
             waiting.append(row)
         if waiting:
-            forwards.append(_forward(waiting, device, is_path=is_path))
-    return forwards
+            yield _forward(waiting, device, is_path=is_path)
 
 
 def read_tokens(model: Any, forward: Forward) -> TokenReadings:

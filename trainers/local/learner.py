@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers.modeling_layers import GradientCheckpointingLayer
 
-from tracetune.trainers.local.forwards import Forward, read_tokens
+from tracetune.trainers.local.forwards import Forward, forwards_of, read_tokens
 from tracetune.trainers.local.importance import truncated_importance
 from tracetune.trainers.local.lora import Adapters
 from tracetune.trainers.local.loss import token_losses
+from tracetune.trainers.local.recomputing import recomputed_layers
 from tracetune.trainers.local.report import StepSums
+from tracetune.trainers.local.rows import Row
 from tracetune.trainers.local.settings import LocalSettings
 
 
@@ -48,8 +49,8 @@ class Learner:
         self.parameters = adapters.parameters(name)
         self.optimizer = torch.optim.AdamW(list(self.parameters.values()), lr=settings.learning_rate, weight_decay=0.0)
 
-    def learn(self, forwards: Sequence[Forward], *, learning_rate: float) -> StepSums:
-        """Update the weights once an epoch, each time over all forwards; stop where a gradient is not finite."""
+    def learn(self, rows: Sequence[Row], *, learning_rate: float) -> StepSums:
+        """Update the weights once an epoch, each time over all rows; stop where a gradient is not finite."""
         sums = StepSums()
         anchors: dict[int, _Anchor] = {}
         for group in self.optimizer.param_groups:
@@ -58,6 +59,7 @@ class Learner:
         with self._training():
             while sums.updates < self._settings.epochs:
                 this_pass = StepSums()
+                forwards = forwards_of(rows, self._settings.token_budget, self._adapters.model.device)
                 loss = sum(self._backward(forward, index, anchors, this_pass) for index, forward in enumerate(forwards))
                 norm = float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), self._settings.max_grad_norm))
                 if not (math.isfinite(norm) and math.isfinite(loss)):
@@ -74,18 +76,12 @@ class Learner:
         model = self._adapters.model
         # Dropout is the adapter's alone, so the mode matters only where it has some.
         model.train(self._settings.lora_dropout > 0.0)
-        if self._settings.gradient_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-            for layer in model.modules():
-                if isinstance(layer, GradientCheckpointingLayer):
-                    # A layer looks at its own mode to know that it is being trained; its parts keep theirs.
-                    layer.training = True
+        recomputed = recomputed_layers(model) if self._settings.gradient_checkpointing else nullcontext()
         try:
-            yield
+            with recomputed:
+                yield
         finally:
             self.optimizer.zero_grad()
-            if self._settings.gradient_checkpointing:
-                model.gradient_checkpointing_disable()
             model.eval()
 
     def _backward(self, forward: Forward, index: int, anchors: dict[int, _Anchor], sums: StepSums) -> float:

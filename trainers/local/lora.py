@@ -13,7 +13,7 @@ from typing import Any
 
 import peft
 import torch
-from peft.tuners.lora import Linear
+from peft.tuners.lora import Linear, LoraLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -114,16 +114,24 @@ class Adapters:
                 weight.copy_(weights[key.replace(f".{name}.", ".")])
 
     def merged(self, name: str) -> dict[str, Tensor]:
-        """The weights of the plain model that this one is with an adapter, by the plain model's names."""
+        """The weights of the plain model that this one is with an adapter, by the plain model's names.
+
+        Raises:
+            InvalidInput: if a layer is quantised: an update would be lost in its rounding.
+        """
         base = self.model.get_base_model()
         merged = {
             key.replace(".base_layer.", "."): weight for key, weight in base.state_dict().items() if ".lora_" not in key
         }
         with torch.no_grad():
             for key, layer in base.named_modules():
-                if isinstance(layer, Linear):
+                if isinstance(layer, LoraLayer):
+                    if not isinstance(layer, Linear):
+                        raise InvalidInput(
+                            f"{key} is no plain linear layer, a quantised one perhaps; keep its adapter apart"
+                        )
                     weight: Any = layer.get_base_layer().weight
-                    merged[f"{key}.weight"] = weight + layer.get_delta_weight(name).to(weight.dtype)
+                    merged[f"{key}.weight"] = (weight + layer.get_delta_weight(name)).to(weight.dtype)
         return merged
 
     def _peft_settings(self) -> peft.LoraConfig:

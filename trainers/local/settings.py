@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -48,6 +48,7 @@ class LocalSettings(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    trainer: ClassVar[str] = "local"
 
     learning_rate: float = Field(default=1e-4, gt=0.0)
     schedule: Literal["constant", "linear", "cosine"] = "constant"
@@ -85,10 +86,10 @@ class LocalSettings(BaseModel):
             name = ".".join(map(str, first["loc"]))
             if first["type"] == "extra_forbidden":
                 known = ", ".join(cls.model_fields)
-                raise InvalidInput(f"the local trainer has no setting {name!r}; it has {known}") from error
+                raise InvalidInput(f"the {cls.trainer} trainer has no setting {name!r}; it has {known}") from error
             if not name:
                 raise InvalidInput(str(first["ctx"]["error"])) from error
-            raise InvalidInput(f"the local trainer's {name} is {first['input']!r}; {first['msg']}") from error
+            raise InvalidInput(f"the {cls.trainer} trainer's {name} is {first['input']!r}; {first['msg']}") from error
 
     @model_validator(mode="after")
     def _check(self) -> Self:

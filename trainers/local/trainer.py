@@ -16,7 +16,6 @@ from tracetune.errors import InvalidInput
 from tracetune.trainers.base import Endpoint, WeightTrainer
 from tracetune.trainers.local.checkpoint import TrainerState, model_fingerprint, read_checkpoint, save_checkpoint
 from tracetune.trainers.local.export import export_merged
-from tracetune.trainers.local.forwards import forwards_of
 from tracetune.trainers.local.learner import Learner
 from tracetune.trainers.local.lora import FIRST, Adapters
 from tracetune.trainers.local.members import (
@@ -114,6 +113,7 @@ class LocalTrainer(WeightTrainer):
     def endpoint(self, env: Environment, version: str) -> Endpoint:
         """A server of the model as it learns, on this machine."""
         from tracetune.trainers.endpoint import LocalEndpoint
+
         return LocalEndpoint(
             self.model,
             self.tokenizer,
@@ -218,10 +218,7 @@ class LocalTrainer(WeightTrainer):
             warmup_steps=self.settings.warmup_steps,
             total_steps=self.settings.total_steps,
         )
-        return self._learner(module).learn(
-            forwards_of(rows, self.settings.token_budget, self.model.device),
-            learning_rate=self.settings.learning_rate * factor,
-        )
+        return self._learner(module).learn(rows, learning_rate=self.settings.learning_rate * factor)
 
     def _learner(self, module: str | None) -> Learner:
         """The learner of a module, made when the module is first seen."""

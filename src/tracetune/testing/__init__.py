@@ -6,11 +6,9 @@ memory that it runs them in. Nothing here needs pytest to be installed.
 
 import sys
 
-if "pytest" in sys.modules:
+if (pytest := sys.modules.get("pytest")) is not None:
     # The suite's asserts then show their values, as those of any test do.
-    sys.modules["pytest"].register_assert_rewrite(
-        "tracetune.testing.trainer_conformance", "tracetune.testing.weight_conformance"
-    )
+    pytest.register_assert_rewrite("tracetune.testing.trainer_conformance", "tracetune.testing.weight_conformance")
 
 from tracetune.testing.batches import scripted_batch, without_tokens
 from tracetune.testing.environment import ScriptedEnvironment

@@ -114,6 +114,7 @@ class ScriptedEnvironment:
         self._reward = reward
         self._interrupt_at = interrupt_at
         self._ids = itertools.count(1)
+        self._clients: dict[tuple[str, str], Any] = {}
 
     def examples(self, step: int) -> Sequence[Example]:
         """The training examples of a step: the same ones whenever they are asked for."""
@@ -128,10 +129,7 @@ class ScriptedEnvironment:
         """
         if split == "train" and step == self._interrupt_at:
             raise KeyboardInterrupt
-        with _Client(policy) as client:
-            rollouts = [
-                self._rollout(client, example, index, split, step) for example in examples for index in range(n)
-            ]
+        rollouts = [self._rollout(policy, example, index, split, step) for example in examples for index in range(n)]
         made = RolloutSet(self.plan.run, split, step, tuple(examples), tuple(rollouts))
         self.rollout_sets.append(made)
         return made
@@ -197,22 +195,21 @@ class ScriptedEnvironment:
 
     def ask(self, policy: Policy, *, n: int = 1) -> list[str]:
         """What the policy answers to one prompt, as the program asks it."""
-        with _Client(policy) as client:
-            message = {"role": "user", "content": self.train[0].inputs["question"]}
-            return [text for text, _ in client.ask([message], "plan", f"call-{next(self._ids)}", n=n)]
+        message = {"role": "user", "content": self.train[0].inputs["question"]}
+        return [text for text, _ in self._choices(policy, [message], "plan", f"call-{next(self._ids)}", n=n)]
 
     def rollouts_of(self, split: str) -> list[Rollout]:
         """All rollouts of a split, in order."""
         return [rollout for made in self.rollout_sets if made.split == split for rollout in made.rollouts]
 
-    def _rollout(self, client: _Client, example: Example, index: int, split: str, step: int) -> Rollout:
+    def _rollout(self, policy: Policy, example: Example, index: int, split: str, step: int) -> Rollout:
         rollout_id = f"rollout-{next(self._ids)}"
         calls: list[Call] = []
         text = example.inputs["question"]
         for module, invocation in [("plan", 0), *(("answer", number) for number in range(1 + index % 2))]:
             messages = [{"role": "user", "content": f"{example.inputs['question']} {text}"}]
             call_id = f"call-{next(self._ids)}"
-            [(text, reason)] = client.ask(messages, module, call_id)
+            [(text, reason)] = self._choices(policy, messages, module, call_id)
             calls.append(
                 Call(
                     call_id,
@@ -234,33 +231,17 @@ class ScriptedEnvironment:
             program="scripted",
             output=text,
             reward=self._reward(example, [call.completion for call in calls], index),
-            policy_version=client.policy.version,
+            policy_version=policy.version,
             calls=calls,
         )
 
-
-class _Client:
-    """OpenAI's client of one policy."""
-
-    def __init__(self, policy: Policy) -> None:
-        from openai import OpenAI
-
-        self.policy = policy
-        self._client = OpenAI(base_url=policy.base_url, api_key=policy.api_key, max_retries=0, timeout=60.0)
-
-    def __enter__(self) -> _Client:
-        return self
-
-    def __exit__(self, *ended: object) -> None:
-        self._client.close()
-
-    def ask(
-        self, messages: Sequence[dict[str, Any]], module: str, call_id: str, *, n: int = 1
+    def _choices(
+        self, policy: Policy, messages: Sequence[dict[str, Any]], module: str, call_id: str, *, n: int = 1
     ) -> list[tuple[str, str]]:
         """Text and finish reason of n choices; the policy's own text for the module, if it has one, goes in front."""
-        instruction = self.policy.prompts.get(module)
+        instruction = policy.prompts.get(module)
         system = [] if instruction is None else [{"role": "system", "content": instruction}]
-        create: Any = partial(self._client.chat.completions.create, model=self.policy.model, temperature=0.0)
+        create: Any = partial(self._client(policy).chat.completions.create, model=policy.model, temperature=0.0)
         response = create(
             messages=[*system, *messages],
             n=n,
@@ -268,6 +249,15 @@ class _Client:
             extra_headers={names.HEADER_CALL: call_id, names.HEADER_MODULE: module},
         )
         return [(choice.message.content or "", choice.finish_reason) for choice in response.choices]
+
+    def _client(self, policy: Policy) -> Any:
+        """OpenAI's client of an address and key, made once: that takes longer than all that it is asked here."""
+        from openai import OpenAI
+
+        address = (policy.base_url, policy.api_key)
+        if address not in self._clients:
+            self._clients[address] = OpenAI(base_url=address[0], api_key=address[1], max_retries=0, timeout=60.0)
+        return self._clients[address]
 
 
 def _example(identity: str, words: Sequence[str], number: int) -> Example:

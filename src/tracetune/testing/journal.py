@@ -37,7 +37,7 @@ class RecordedJob:
     detail: dict[str, Any]
 
 
-@dataclass(slots=True)
+@dataclass
 class MemoryJournal:
     """Implements `types.Journal`; appending to a list is safe from any thread.
 

@@ -131,13 +131,16 @@ class TrainerConformance:
         for call_id, completion in completions.items():
             call, version = calls[call_id or ""]
             assert completion.text == call.completion
-            assert (completion.module, completion.policy_version) == (call.module, version)
-            assert len(completion.completion_logprobs) == len(completion.completion_token_ids) > 0
+            assert completion.module == call.module
+            if trainer.capabilities.weights:  # else a version is one of prompts, which whoever samples cannot know
+                assert completion.policy_version == version
+            logprobs = completion.completion_logprobs or ()
+            assert len(logprobs) == len(completion.completion_token_ids) > 0
             assert len(completion.prompt_token_ids) > 0
-            assert all(math.isfinite(logprob) and logprob <= 1e-4 for logprob in completion.completion_logprobs)
+            assert all(math.isfinite(logprob) and logprob <= 1e-4 for logprob in logprobs)
 
     def test_no_rollout_is_used_twice(self, tmp_path: Path) -> None:
-        """Each batch in the journal is made of training rollouts of its own, which ran in its step."""
+        """Each batch in the journal is made of training rollouts of its own."""
         environment = self.environment(tmp_path, steps=3)
         self.make_trainer().fit(environment)
         made = {rollout.id for rollout in environment.rollouts_of("train")}

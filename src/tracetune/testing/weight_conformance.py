@@ -32,6 +32,8 @@ class WeightTrainerConformance(TrainerConformance):
         tolerance: how far figures of equal steps may lie apart, relative and absolute; a
             trainer that repeats itself to the bit, after a resume too, keeps 0.
         order_tolerance: how far they may, where the same members come in another order.
+        learns_from_all: False for a trainer that picks, the best of a group say: it then
+            uses some of the members, and counts the others as skipped.
 
     Example:
         >>> class TestMine(WeightTrainerConformance):  # doctest: +SKIP
@@ -43,6 +45,7 @@ class WeightTrainerConformance(TrainerConformance):
     logprob: ClassVar[float] = -3.0
     tolerance: ClassVar[float] = 0.0
     order_tolerance: ClassVar[float] = 1e-4
+    learns_from_all: ClassVar[bool] = True
 
     def make_trainer(self) -> WeightTrainer:
         """A new trainer; every call gives an equal one, which shares nothing with those before."""
@@ -63,7 +66,7 @@ class WeightTrainerConformance(TrainerConformance):
         """Where members differ in what they earned, the next step meets other weights; so it says `weights`."""
         trainer = self.make_trainer()
         assert trainer.capabilities.weights
-        assert trainer.step(self.batch()).used == self.batch().n_members
+        self._assert_used(trainer.step(self.batch()), 7)
         assert self._has_learned(trainer, steps=1)
 
     def test_the_report_accounts_for_every_member(self) -> None:
@@ -73,20 +76,19 @@ class WeightTrainerConformance(TrainerConformance):
             batch = self.batch(seed=step, sizes=sizes)
             report = trainer.step(batch)
             assert report.step == trainer.steps_done == step
-            assert report.used == batch.n_members
-            assert dict(report.skipped) == {}
-            assert report.tokens == sum(len(one.completion_ids or ()) for group in batch for one in group.members)
+            self._assert_used(report, batch.n_members)
+            tokens = sum(len(member.completion_ids or ()) for group in batch for member in group.members)
+            assert report.tokens == tokens if self.learns_from_all else report.used <= report.tokens < tokens
             assert report.seconds > 0.0
             assert report.grad_norm > 0.0
-            _assert_figures(report)
 
     def test_groups_of_unequal_size_are_learned_from(self) -> None:
         """Groups of 6, 2 and 3 members are one batch; a group of one adds nothing and is accounted for."""
-        report = self.make_trainer().step(self.batch(sizes=(6, 2, 3)))
-        assert report.used == 11
-        single = self.make_trainer().step(self.batch(sizes=(6, 2, 3, 1)))
-        _assert_accounted(single, 12)
-        assert single.used >= 11
+        groups = self.make_trainer().step(self.batch(sizes=(6, 2, 3)))
+        self._assert_used(groups, 11)
+        with_singleton = self.make_trainer().step(self.batch(sizes=(6, 2, 3, 1)))
+        _assert_accounted(with_singleton, 12)
+        assert with_singleton.used >= groups.used
 
     def test_groups_without_spread_teach_nothing(self) -> None:
         """No member is used and no weight changes, unless a penalty is at work, which the report then shows."""
@@ -118,7 +120,7 @@ class WeightTrainerConformance(TrainerConformance):
             assert report.used == 0
             assert not self._has_learned(trainer, steps=1)
         else:
-            assert report.used == 7, "it says that it can do without exact tokens"
+            self._assert_used(report, 7)
             assert self._has_learned(trainer, steps=1)
 
     def test_text_alone_does_not_spoil_the_members_beside_it(self) -> None:
@@ -128,14 +130,16 @@ class WeightTrainerConformance(TrainerConformance):
             warnings.simplefilter("ignore")
             report = self.make_trainer().step(GroupBatch([*exact.groups, *text.groups]))
         _assert_accounted(report, 14)
-        assert report.used >= 7
+        assert report.used >= self.make_trainer().step(exact).used > 0
 
     def test_rollouts_of_another_policy_are_treated_as_it_says(self) -> None:
         """One that does not ask for fresh rollouts learns from those of another version; either accounts for them."""
         trainer = self.make_trainer()
         report = trainer.step(self.batch(policy_version="another-run@7"))
-        _assert_accounted(report, 7)
-        assert report.used == 7 or trainer.capabilities.on_policy, "it says that it can learn off policy"
+        if trainer.capabilities.on_policy:
+            _assert_accounted(report, 7)
+        else:
+            self._assert_used(report, 7)
 
     def test_an_advantage_that_is_no_number_is_left_out(self) -> None:
         """NaN and infinity are counted as skipped, and the rest learns as if they had not been there."""
@@ -144,9 +148,9 @@ class WeightTrainerConformance(TrainerConformance):
             replace(group, members=[*group.members, replace(group.members[0], advantage=advantage)])
             for group, advantage in zip(batch, (math.nan, math.inf), strict=True)
         ]
-        report = self.make_trainer().step(GroupBatch(spoilt))
-        assert (report.used, sum(report.skipped.values())) == (7, 2)
-        self._assert_same(self.make_trainer().step(batch), report, self.order_tolerance)
+        expected, found = self.make_trainer().step(batch), self.make_trainer().step(GroupBatch(spoilt))
+        _assert_accounted(found, 9)
+        self._assert_same(expected, found, self.order_tolerance)
 
     def test_the_order_of_groups_and_members_changes_nothing(self) -> None:
         """The same members in another order are the same step, to rounding."""
@@ -294,6 +298,14 @@ class WeightTrainerConformance(TrainerConformance):
         probe = self.batch(seed=99)
         new, present = self.make_trainer().step(probe), trainer.step(probe)
         return not _same(new, present, self.tolerance)
+
+    def _assert_used(self, report: StepReport, members: int) -> None:
+        """The report accounts for the members, and as many of them are used as the trainer learns from."""
+        _assert_accounted(report, members)
+        if self.learns_from_all:
+            assert report.used == members, f"not all members were used: {dict(report.skipped)}"
+        else:
+            assert report.used > 0
 
     def _assert_same(self, expected: StepReport, found: StepReport, tolerance: float | None = None) -> None:
         tolerance = self.tolerance if tolerance is None else tolerance
