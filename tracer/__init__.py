@@ -4,8 +4,10 @@ Decorated functions and LM calls become OpenTelemetry spans, written as they end
 spool beside a store. Nothing here knows the store, a trainer or an LM client.
 """
 
-from tracetune.tracer.calls import Choice, LMCall, record_call
+from tracetune.tracer.calls import Choice, LMCall
 from tracetune.tracer.decorators import is_program, module, program, tool
+from tracetune.tracer.executions import Node, OpenExecution
+from tracetune.tracer.made_calls import record_call
 from tracetune.tracer.rollouts import RolloutHandle, policy, rollout
 from tracetune.tracer.scores import reward, scoring
 from tracetune.tracer.session import Recording, recording, spool_folder
@@ -14,6 +16,8 @@ from tracetune.tracer.spool import Spool, SpoolCounts
 __all__ = [
     "Choice",
     "LMCall",
+    "Node",
+    "OpenExecution",
     "Recording",
     "RolloutHandle",
     "Spool",

@@ -21,7 +21,7 @@ from opentelemetry.sdk.trace import Event, ReadableSpan, Span, SpanProcessor, Tr
 
 from tracetune.tracer import names, redaction
 from tracetune.tracer.capture import MESSAGES_LIMIT, Capture
-from tracetune.tracer.scope import Scope, current_scope
+from tracetune.tracer.scope import Scope, current_scope, deeper, enclosing_context
 
 if TYPE_CHECKING:
     from tracetune.tracer.session import Session
@@ -72,7 +72,9 @@ class _Copy(SpanProcessor):
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
         if _session is not None:
-            self._scopes[span.get_span_context().span_id] = current_scope(_session, parent_context)
+            here = enclosing_context()
+            context = here if parent_context is None else deeper(parent_context, here)
+            self._scopes[span.get_span_context().span_id] = current_scope(_session, context)
 
     def on_end(self, span: ReadableSpan) -> None:
         span_id = span.context.span_id
