@@ -21,6 +21,7 @@ __all__ = ["available", "in_use", "instrument", "uninstrument"]
 _ADAPTERS = {
     "openai": "tracetune.adapters.openai",
     "langchain": "tracetune.adapters.langchain",
+    "litellm": "tracetune.adapters.litellm",
 }
 _PACKAGES = {"langchain": "langchain_core"}  # where it is not called as the adapter is
 
@@ -34,7 +35,7 @@ def available() -> list[str]:
 
     Example:
         >>> available()  # doctest: +SKIP
-        ['openai', 'langchain']
+        ['openai', 'langchain', 'litellm']
     """
     return [name for name in _ADAPTERS if _is_installed(name)]
 
