@@ -22,6 +22,7 @@ _ADAPTERS = {
     "openai": "tracetune.adapters.openai",
     "langchain": "tracetune.adapters.langchain",
     "litellm": "tracetune.adapters.litellm",
+    "dspy": "tracetune.adapters.dspy",
 }
 _PACKAGES = {"langchain": "langchain_core"}  # where it is not called as the adapter is
 
@@ -35,7 +36,7 @@ def available() -> list[str]:
 
     Example:
         >>> available()  # doctest: +SKIP
-        ['openai', 'langchain', 'litellm']
+        ['openai', 'langchain', 'litellm', 'dspy']
     """
     return [name for name in _ADAPTERS if _is_installed(name)]
 

@@ -8,6 +8,7 @@ from tracetune.tracer.calls import Choice, LMCall
 from tracetune.tracer.decorators import is_program, module, program, tool
 from tracetune.tracer.executions import Node, OpenExecution
 from tracetune.tracer.made_calls import record_call
+from tracetune.tracer.outcomes import count_as_format_error
 from tracetune.tracer.rollouts import RolloutHandle, policy, rollout
 from tracetune.tracer.scores import reward, scoring
 from tracetune.tracer.session import Recording, recording, spool_folder
@@ -22,6 +23,7 @@ __all__ = [
     "RolloutHandle",
     "Spool",
     "SpoolCounts",
+    "count_as_format_error",
     "is_program",
     "module",
     "policy",

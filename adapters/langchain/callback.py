@@ -14,6 +14,7 @@ from typing import Any
 from uuid import UUID
 
 from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.exceptions import OutputParserException
 from langchain_core.messages import BaseMessage
 from langchain_core.outputs import LLMResult
 from langchain_core.runnables.config import var_child_runnable_config
@@ -23,7 +24,7 @@ from opentelemetry.context import Context
 from tracetune.adapters.langchain import texts
 from tracetune.adapters.langchain.runs import Run
 from tracetune.errors import RolloutClosed
-from tracetune.tracer import LMCall, session
+from tracetune.tracer import LMCall, count_as_format_error, session
 from tracetune.tracer.scope import add_locator
 
 Prompt = list[dict[str, Any]]
@@ -120,9 +121,11 @@ def install() -> Callable[[], None]:
     callback = TracetuneCallback()
     variable: ContextVar[TracetuneCallback | None] = ContextVar("tracetune_callback", default=callback)
     hooks.register_configure_hook(variable, inheritable=True)
+    count_no_more = count_as_format_error(OutputParserException)
 
     def undo() -> None:
         hooks._configure_hooks[:] = [hook for hook in hooks._configure_hooks if hook[0] is not variable]
+        count_no_more()
         _runs.clear()
 
     return undo
