@@ -25,6 +25,7 @@ from tracetune.adapters.langchain import texts
 from tracetune.adapters.langchain.runs import Run
 from tracetune.errors import RolloutClosed
 from tracetune.tracer import LMCall, count_as_format_error, session
+from tracetune.tracer.foreign import add_reporter
 from tracetune.tracer.scope import add_locator
 
 Prompt = list[dict[str, Any]]
@@ -142,8 +143,14 @@ def _locate() -> Context | None:
     return node.context if node is not None else None
 
 
+def _is_reporting() -> bool:
+    """Whether a call of ours is under way here, also when its answer has begun."""
+    return any(run.id in _runs for run in _announced.get())
+
+
 # For as long as this is imported, since callbacks are also passed by hand; with no run under way it finds none.
 add_locator(_locate)
+add_reporter(_is_reporting)
 
 
 def _begin(run_id: UUID, serialized: Any, told: Mapping[str, Any], given: Any, kind: str) -> None:

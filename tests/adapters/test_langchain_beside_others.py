@@ -11,6 +11,7 @@ import langchain_programs as programs
 import pytest
 from langchain_openai import ChatOpenAI
 from openinference.instrumentation.langchain import LangChainInstrumentor
+from opentelemetry import trace
 from opentelemetry.exporter.otlp.json.file.trace_exporter import FileSpanExporter
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -27,6 +28,14 @@ SAME = "SELECT module, invocation, turn, messages, completion, finish_reason FRO
 def chat_model(model_server: Any) -> ChatOpenAI:
     """LangChain's client of the server."""
     return ChatOpenAI(base_url=model_server.url, api_key=SecretStr("key"), model="tiny", max_retries=0)
+
+
+@pytest.fixture
+def application(monkeypatch: pytest.MonkeyPatch) -> TracerProvider:
+    """The provider of an application that traces itself."""
+    provider = TracerProvider()
+    monkeypatch.setattr(trace, "get_tracer_provider", lambda: provider)
+    return provider
 
 
 @contextmanager
@@ -58,3 +67,26 @@ def test_openinference_tells_the_same(body: Any, chat_model: Any, model_server: 
     assert imported == tracetune.Store(ours).sql(SAME).rows()
     of_rollouts = "SELECT program, status, n_calls FROM rollouts"
     assert tracetune.Store(theirs).sql(of_rollouts).rows() == tracetune.Store(ours).sql(of_rollouts).rows()
+
+
+@pytest.mark.parametrize("instruments", [["langchain"], ["langchain", "openai"]], ids=["alone", "with openai"])
+@pytest.mark.parametrize("body", [programs.invoke, programs.tokens, programs.agent])
+def test_openinference_in_the_same_process(
+    body: Any, instruments: list[str], chat_model: Any, model_server: Any, tmp_path: Path, application: Any
+) -> None:
+    """Where OpenInference records beside us a call counts once, and the one that counts knows its response."""
+
+    @tracetune.program
+    def find() -> None:
+        body(chat_model)
+
+    with openinference(application), tracetune.record(tmp_path / "t.duckdb", instrument=instruments):
+        with tracetune.rollout() as rollout:
+            find()
+        assert len(rollout.calls) == len(model_server.requests)
+    rows = tracetune.Store(tmp_path / "t.duckdb").sql("SELECT response_id FROM calls ORDER BY started_at").rows()
+    # LangChain gives no id with a stream; OpenAI's client does.
+    is_told = body is not programs.tokens or "openai" in instruments
+    assert [row["response_id"] for row in rows] == [
+        f"chatcmpl-{number}" if is_told else None for number in range(1, len(model_server.requests) + 1)
+    ]
