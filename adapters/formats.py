@@ -7,14 +7,38 @@ write a module with `read` and name it in `_FORMATS`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import BinaryIO, Protocol
 
 from tracetune.errors import InvalidInput, MissingDependency
 
-_FORMATS = {"otlp": "tracetune.adapters.otlp.files"}
+_FORMATS = {
+    "otlp": "tracetune.adapters.otlp.files",
+    "openinference": "tracetune.adapters.logs.openinference",
+    "langfuse": "tracetune.adapters.logs.langfuse",
+    "langsmith": "tracetune.adapters.logs.langsmith",
+    "openai": "tracetune.adapters.logs.openai_chat",
+    "rows": "tracetune.adapters.logs.table",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class FormatOptions:
+    """What a format may be told about its files.
+
+    Attributes:
+        columns: which column of a table holds what; for `rows`.
+        reward: the name of the score that is the reward.
+    """
+
+    columns: Mapping[str, str] = field(default_factory=dict)
+    reward: str = "reward"
+
+
+DEFAULTS = FormatOptions()
+"""Nothing was said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +74,7 @@ class Refused:
 class Format(Protocol):
     """How files of one format are read."""
 
-    def read(self, file: BinaryIO) -> Iterator[Line | Refused]:
+    def read(self, file: BinaryIO, options: FormatOptions = DEFAULTS) -> Iterator[Line | Refused]:
         """What a file holds, in its order; the file is read from where it stands to its end."""
 
 
@@ -62,10 +86,10 @@ def format_named(name: str) -> Format:
         MissingDependency: if it needs a package that is not installed.
 
     Example:
-        >>> format_named("fax")
+        >>> format_named("fax")  # doctest: +ELLIPSIS
         Traceback (most recent call last):
         ...
-        tracetune.errors.InvalidInput: there is no format called 'fax'; there are: otlp
+        tracetune.errors.InvalidInput: there is no format called 'fax'; there are: otlp, openinference, ...
     """
     if name not in _FORMATS:
         raise InvalidInput(f"there is no format called {name!r}; there are: {', '.join(_FORMATS)}")
@@ -73,7 +97,6 @@ def format_named(name: str) -> Format:
         module: Format = import_module(_FORMATS[name])
     except ModuleNotFoundError as error:
         raise MissingDependency(
-            f"the format {name!r} needs the package {error.name}, which is not installed; "
-            f"pip install 'tracetune[{name}]'"
+            f"the format {name!r} needs the package {error.name}, which is not installed; pip install 'tracetune[otlp]'"
         ) from error
     return module

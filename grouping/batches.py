@@ -27,6 +27,7 @@ from tracetune.grouping.align import (
 from tracetune.grouping.conditions import check_condition
 from tracetune.grouping.credit import call_credits
 from tracetune.grouping.members import members_of
+from tracetune.grouping.tool_calls import with_tool_calls
 from tracetune.types import Group, GroupBatch, Grouping, LeftOut
 
 
@@ -47,7 +48,10 @@ def group_batch(connection: duckdb.DuckDBPyConnection, grouping: Grouping, where
     """
     with aligned(connection, grouping, where) as alignment:
         keys = alignment.rows("FROM group_keys ORDER BY place").to_pylist()
-        members = members_of(alignment.rows(sql_text("group_details")))
+        members = with_tool_calls(
+            members_of(alignment.rows(sql_text("group_details"))),
+            lambda: alignment.rows(sql_text("group_tool_calls")),
+        )
         singletons = alignment.rows(sql_text("group_singletons")).column("group_id").to_pylist()
         left_out = LeftOutRows(alignment.rows(sql_text("group_left_out")))
     columns = group_key(grouping)

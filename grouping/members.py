@@ -14,6 +14,7 @@ import pyarrow as pa
 from pydantic import ValidationError
 
 from tracetune.types import Member, Sampling
+from tracetune.types.teachers import teacher_of
 
 
 def members_of(rows: pa.Table) -> list[Member]:
@@ -40,6 +41,7 @@ def members_of(rows: pa.Table) -> list[Member]:
             column["advantage"].to_pylist(),
             map(bool, column["on_policy"].to_pylist()),
             column["trajectory"].to_pylist(),
+            map(teacher_of, column["policy_version"].to_pylist()),
         )
     return members
 

@@ -28,11 +28,12 @@ def client(base_url: str, api_key: str) -> OpenAI:
     return OpenAI(base_url=base_url, api_key=api_key, max_retries=0)
 
 
-def ask(prompt: str) -> str:
-    """The policy's completion."""
-    policy = tt.policy()
+def ask(prompt: str, to: tt.Policy | None = None, **options: Any) -> str:
+    """The completion of the policy in force, or of another one."""
+    policy = to or tt.policy()
+    options = {"model": policy.model, "max_tokens": 3, "temperature": 0} | options
     reply = client(policy.base_url, policy.api_key).chat.completions.create(
-        model=policy.model, messages=[{"role": "user", "content": prompt}], max_tokens=3, temperature=0
+        messages=[{"role": "user", "content": prompt}], **options
     )
     return reply.choices[0].message.content or ""
 
@@ -70,10 +71,10 @@ def trainer(**settings: Any) -> LocalTrainer:
     return LocalTrainer((tiny_model(), tiny_tokenizer()), threads=1, learning_rate=0.01, **settings)
 
 
-def train(store: Path, **settings: Any) -> tt.Result:
+def train(store: Path, program: Any = walk, **settings: Any) -> tt.Result:
     """Two steps of two examples and four rollouts, unless told otherwise."""
     return tt.optimize(
-        walk,
+        program,
         TRAIN,
         low_words,
         trainer(),

@@ -79,8 +79,12 @@ def reward(
 
 
 @contextmanager
-def scoring(handle: RolloutHandle) -> Iterator[None]:
-    """Run a reward function: its LM calls belong to the rollout, as scores, although it has ended.
+def scoring(handle: RolloutHandle | None = None) -> Iterator[None]:
+    """What is called in here scores a rollout: LM calls are recorded as scores, and never grouped.
+
+    Args:
+        handle: the rollout that is scored, although it has ended; by default the one
+            that this is called in, if any.
 
     Example:
         >>> from tracetune.tracer import rollout
@@ -89,9 +93,16 @@ def scoring(handle: RolloutHandle) -> Iterator[None]:
         >>> with scoring(this):
         ...     judge = 1.0
     """
-    context = with_scope(Scope(handle.setting, handle, Executions(), call_kind="score"))
-    if handle.root is not None:
-        context = trace.set_span_in_context(trace.NonRecordingSpan(handle.root), context)
+    here = current_scope(session.active)
+    if handle is not None:
+        context = with_scope(Scope(handle.setting, handle, Executions(), call_kind="score"))
+        if handle.root is not None:
+            context = trace.set_span_in_context(trace.NonRecordingSpan(handle.root), context)
+    elif here.call_kind == "score":
+        context = with_scope(here)
+    else:
+        # Executions of its own: a score takes no turn of the module that it is asked for in.
+        context = with_scope(Scope(here.setting, here.rollout, Executions(), call_kind="score"))
     token = otel_context.attach(context)
     try:
         yield

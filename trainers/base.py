@@ -24,6 +24,7 @@ from tracetune.types import (
     Sampling,
     StepReport,
 )
+from tracetune.types.teachers import teacher_of
 
 T = TypeVar("T")
 
@@ -209,7 +210,7 @@ class WeightTrainer(ABC):
             # Whoever evaluates the policy next gets the program's own sampling.
             endpoint.sampling = None
         if not self._reached:
-            self._reached = _reaches_endpoint(rollouts, endpoint.completions_served - served)
+            self._reached = reaches_endpoint(rollouts, endpoint.completions_served - served)
         batch = env.groups(rollouts, plan.grouping)
 
         def learn() -> StepReport:
@@ -233,13 +234,13 @@ class WeightTrainer(ABC):
         return self._endpoint
 
 
-def _reaches_endpoint(rollouts: RolloutSet, served: int) -> bool:
+def reaches_endpoint(rollouts: RolloutSet, served: int) -> bool:
     """Whether the program asks the policy; False while it has asked nobody.
 
     Raises:
         NoCompletions: if it asks somebody else.
     """
-    calls = sum(len(rollout.calls) for rollout in rollouts.rollouts)
+    calls = sum(len(rollout.calls) for rollout in rollouts.rollouts if teacher_of(rollout.policy_version) is None)
     if calls and not served:
         raise NoCompletions(
             f"step {rollouts.step} made {calls} calls and none reached the policy endpoint; build the client inside "

@@ -10,22 +10,20 @@ from __future__ import annotations
 import codecs
 import io
 import re
-import zlib
-from collections.abc import Callable, Iterator
-from typing import Any, BinaryIO, cast
+from collections.abc import Iterator
+from typing import Any, BinaryIO
 
-import zstandard
 from google.protobuf.message import DecodeError
 
-from tracetune.adapters.formats import Line, Refused
+from tracetune.adapters.formats import DEFAULTS, FormatOptions, Line, Refused
 from tracetune.adapters.otlp.documents import Reading, read_document, read_protobuf
 from tracetune.adapters.otlp.json_encoding import Malformed, read_json
 from tracetune.adapters.otlp.signals import LOGS, TRACES, Signal, snake_case
+from tracetune.adapters.packing import unpacked
 
 # Of one line, one frame or one message.
 PIECE_BYTES = 128 * 1024 * 1024
 _FRAME_HEADER_BYTES = 4
-_BLOCK_BYTES = 1024 * 1024
 # The key of a message's first field: the resources of a request. As the first byte of
 # a frame's length it would mean 160 MB.
 _MESSAGE_START = b"\x0a"
@@ -34,14 +32,14 @@ _OBJECT_START = re.compile(rb'\s*\{\s*["}]')
 _NOT_OTLP = "neither OTLP as JSON lines nor OTLP as protobuf"
 
 
-def read(file: BinaryIO) -> Iterator[Line | Refused]:
+def read(file: BinaryIO, options: FormatOptions = DEFAULTS) -> Iterator[Line | Refused]:
     """The spans and log records of a file, and what in it cannot be read.
 
     Example:
         >>> list(read(io.BytesIO(b'{"resourceMetrics": []}')))
         [Refused(place='line 1', reason='metrics and profiles are not kept', count=1)]
     """
-    whole = _unpacked(_peekable(file))
+    whole = unpacked(file)
     try:
         start = whole.peek(_START_BYTES)[:_START_BYTES].removeprefix(codecs.BOM_UTF8)
         # A message of 123 bytes begins with a line end and a brace, but no message goes on as an object does.
@@ -51,21 +49,8 @@ def read(file: BinaryIO) -> Iterator[Line | Refused]:
             yield from _message(whole)
         else:
             yield from _frames(whole)
-    except (EOFError, OSError, zlib.error, zstandard.ZstdError) as error:
+    except (EOFError, OSError) as error:
         yield Refused("the rest of it", f"it cannot be read: {error}")
-
-
-def _peekable(file: BinaryIO) -> io.BufferedReader:
-    return io.BufferedReader(cast("io.RawIOBase", file), _BLOCK_BYTES)
-
-
-def _unpacked(file: io.BufferedReader) -> io.BufferedReader:
-    start = file.peek(4)[:4]
-    if start.startswith(b"\x1f\x8b"):
-        return _peekable(cast("BinaryIO", _Unpacked(file, lambda: zlib.decompressobj(wbits=31))))
-    if start == b"\x28\xb5\x2f\xfd":
-        return _peekable(cast("BinaryIO", _Unpacked(file, lambda: zstandard.ZstdDecompressor().decompressobj())))
-    return file
 
 
 def _json_lines(file: io.BufferedReader) -> Iterator[Line | Refused]:
@@ -164,36 +149,3 @@ def _pieces(reading: Reading, place: str) -> Iterator[Line | Refused]:
     yield from reading.lines
     if reading.refused:
         yield Refused(place, reading.reason, reading.refused)
-
-
-class _Unpacked(io.RawIOBase):
-    """Unpacks a file of gzip members or Zstandard frames, up to the byte where it breaks off."""
-
-    # Few, since a few bytes can unpack to very many.
-    _PACKED_BYTES = 1024
-
-    def __init__(self, file: BinaryIO, frame: Callable[[], Any]) -> None:
-        self._file = file
-        self._begin = frame
-        self._frame = frame()
-        self._packed = b""
-        self._unpacked = memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._unpacked:
-            packed = self._packed or self._file.read(self._PACKED_BYTES)
-            if not packed:
-                if not self._frame.eof:
-                    raise EOFError("it breaks off in the middle of what is packed")
-                return 0
-            if self._frame.eof:  # another one follows
-                self._frame = self._begin()
-            self._unpacked = memoryview(self._frame.decompress(packed))
-            self._packed = self._frame.unused_data
-        count = min(len(buffer), len(self._unpacked))
-        buffer[:count] = self._unpacked[:count]
-        self._unpacked = self._unpacked[count:]
-        return count

@@ -13,7 +13,10 @@ SELECT
         WHEN earned.reason <> 'unscored' THEN earned.reason
         WHEN late THEN 'late'
         WHEN cached THEN 'cached'
-        WHEN NOT exact AND (completion IS NULL OR (status = 'error' AND completion = '')) THEN 'no_completion'
+        WHEN NOT exact AND completion IS NULL
+            AND coalesce(finish_reason, '') NOT IN ('tool_calls', 'function_call', 'tool_call', 'tool_use')
+            THEN 'no_completion'
+        WHEN NOT exact AND status = 'error' AND completion = '' THEN 'no_completion'
         WHEN NOT exact AND truncated THEN 'truncated'
         ELSE earned.reason
     END AS reason

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tracetune.online import Result, optimize
     from tracetune.recording import record
     from tracetune.tracer import module, policy, program, record_call, reward, rollout, tool
-    from tracetune.types import Example, Grouping, Policy, Sampling, Score
+    from tracetune.types import Example, Grouping, Policy, Sampling, Score, Teacher
 
 _HOMES = {
     "Example": "tracetune.types",
@@ -28,6 +28,7 @@ _HOMES = {
     "Sampling": "tracetune.types",
     "Score": "tracetune.types",
     "Store": "tracetune.grouping",
+    "Teacher": "tracetune.types",
     "TracetuneError": "tracetune.errors",
     "instrument": "tracetune.adapters",
     "module": "tracetune.tracer",
@@ -52,6 +53,7 @@ __all__ = [
     "Sampling",
     "Score",
     "Store",
+    "Teacher",
     "TracetuneError",
     "instrument",
     "module",

@@ -78,6 +78,10 @@ class ExportError(TracetuneError):
     """What was sent was not taken; the message has the server's reason."""
 
 
+class JudgeError(TracetuneError):
+    """A model that judges gave no score: it could not be asked, or never answered in the asked form."""
+
+
 class TrainerError(TracetuneError):
     """Something is wrong with a trainer or what it was given."""
 

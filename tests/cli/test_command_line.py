@@ -220,7 +220,7 @@ def test_export_wants_one_place(tracetune, store, places):
     """Neither and both are refused, and nothing is written."""
     done = tracetune("export", store, *places)
     assert (done.status, done.stdout) == (1, "")
-    assert "either --otlp URL or --parquet FOLDER" in done.stderr
+    assert "either --otlp URL, --parquet FOLDER or --format NAME" in done.stderr
     assert not Path("out").exists()
 
 

@@ -99,7 +99,8 @@ def serve(model, tokenizer, journal) -> Iterator[Callable[..., LocalEndpoint]]:
 
         def start(**settings: Any) -> LocalEndpoint:
             settings = {"version": "try@0", "journal": journal, "threads": 1, **settings}
-            return stack.enter_context(LocalEndpoint(settings.pop("model", model), tokenizer, **settings))
+            served = settings.pop("model", model), settings.pop("tokenizer", tokenizer)
+            return stack.enter_context(LocalEndpoint(*served, **settings))
 
         yield start
 

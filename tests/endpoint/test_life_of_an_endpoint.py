@@ -24,12 +24,17 @@ def chat(client, **options):
 
 
 class Gate:
-    """Holds the model's forward passes until it is opened; tells when one has come."""
+    """Holds the model's forward passes while it is closed; tells when one has come."""
 
     def __init__(self) -> None:
         self.open = threading.Event()
+        self.open.set()
         self.reached = threading.Event()
         self.passes = 0
+
+    def close(self) -> None:
+        self.open.clear()
+        self.reached.clear()
 
     def __call__(self) -> None:
         self.passes += 1
@@ -39,7 +44,7 @@ class Gate:
 
 @pytest.fixture
 def gate(model, monkeypatch):
-    """A gate before each forward pass, closed at first."""
+    """A gate before each forward pass, open at first: an endpoint makes some when it starts."""
     gate = Gate()
     forward = type(model).forward
 
@@ -83,7 +88,7 @@ def test_a_stream_that_is_closed_early_frees_its_row(endless, serve, connect, jo
 def test_a_client_that_gives_up_waiting_frees_its_row(endless, serve, connect, journal, gate):
     """A request that is not streamed is let go as well when its connection closes."""
     endpoint = serve(max_rows=1)
-    gate.open.clear()
+    gate.close()
     with pytest.raises(openai.APITimeoutError):
         chat(connect(endpoint, timeout=0.2), max_tokens=250)
     gate.open.set()
@@ -151,6 +156,7 @@ def test_two_endpoints_at_once_keep_to_themselves(serve, connect, journal):
 def test_exclusive_waits_for_active_rows_and_admits_none(serve, connect, journal, gate):
     """The trainer gets the model when the rows being decoded are done; later requests wait for it to be back."""
     endpoint = serve()
+    gate.close()
     client = connect(endpoint)
     inside, leave = threading.Event(), threading.Event()
 
@@ -329,3 +335,20 @@ def test_exclusive_work_that_fails_fails_where_it_was_asked_for(client, endpoint
         endpoint.exclusively(lambda: 1 / 0)
     reply = client.chat.completions.create(model="policy", messages=[{"role": "user", "content": "w3"}], max_tokens=2)
     assert reply.usage.completion_tokens > 0
+
+
+def test_the_first_passes_are_made_before_anybody_asks(model, serve, connect, journal, monkeypatch):
+    """A started endpoint has prefilled and decoded once, records nothing of it, and keeps nothing of it."""
+    passes = []
+    forward = type(model).forward
+
+    def counting(self, input_ids, **inputs):
+        passes.append(tuple(input_ids.shape))
+        return forward(self, input_ids=input_ids, **inputs)
+
+    monkeypatch.setattr(type(model), "forward", counting)
+    client = connect(serve())
+    assert passes == [(1, 2), (1, 1)]
+    client.completions.create(model="policy", prompt=[0, 0], max_tokens=1)
+    assert passes[2:] == [(1, 2)]
+    assert [len(record.completion_token_ids) for record in journal.completions] == [1]

@@ -39,7 +39,6 @@ def post(endpoint, body, path="/chat/completions", **options):
 @pytest.mark.parametrize(
     ("change", "param", "code", "words"),
     [
-        ({"tools": [{"type": "function"}]}, "tools", "unsupported_parameter", "does not support 'tools'"),
         ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter", "json_object"),
         ({"functions": [{}]}, "functions", "unsupported_parameter", "leave it out"),
         ({"logit_bias": {"5": 1}}, "logit_bias", "unsupported_parameter", "logit_bias"),
@@ -48,7 +47,7 @@ def post(endpoint, body, path="/chat/completions", **options):
         ({"min_p": 0.1}, "min_p", "unknown_parameter", "does not know the parameter 'min_p'"),
         ({"messages": None}, "messages", "invalid_value", "messages"),
         ({"messages": []}, "messages", "invalid_value", "messages"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages", "invalid_value", "messages.0.role"),
+        ({"messages": [{"role": "wizard", "content": "x"}]}, "messages", "invalid_value", "messages.0.role"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
             "messages",

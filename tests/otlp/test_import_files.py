@@ -142,7 +142,10 @@ def test_a_packed_file_that_breaks_off_gives_what_is_whole(pack):
     [
         (["nothing.jsonl"], "there is no file nothing.jsonl; nothing was imported"),
         (["."], "there is no file .; nothing was imported"),
-        (["a.jsonl", "--format", "fax"], "there is no format called 'fax'; there are: otlp"),
+        (
+            ["a.jsonl", "--format", "fax"],
+            "there is no format called 'fax'; there are: otlp, openinference, langfuse, langsmith, openai, rows",
+        ),
     ],
 )
 def test_what_cannot_be_imported_is_refused_in_a_sentence(tracetune, tmp_path, arguments, message):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,37 +16,61 @@ from tiny_llama import own_logprobs, tiny_batch, tiny_model, tiny_tokenizer
 
 from tracetune.errors import CheckpointError
 from tracetune.trainers.local import LocalTrainer
+from tracetune.types import GroupBatch
 
 SETTINGS = {
-    "learning_rate": 1e-2,
-    "kl": 0.05,
-    "schedule": "cosine",
-    "warmup_steps": 1,
-    "total_steps": 4,
-    "epochs": 2,
-    "lora_dropout": 0.1,
+    "shared": {
+        "learning_rate": 1e-2,
+        "kl": 0.05,
+        "schedule": "cosine",
+        "warmup_steps": 1,
+        "total_steps": 4,
+        "epochs": 2,
+        "lora_dropout": 0.1,
+    },
+    "gspo": {
+        "learning_rate": 1e-2,
+        "kl": 0.05,
+        "loss": "gspo",
+        "clip": 0.05,
+        "clip_high": 0.1,
+        "importance": "sequence",
+        "epochs": 2,
+        "gradient_checkpointing": True,
+    },
+    "by module": {"learning_rate": 1e-2, "adapter_per_module": True, "epochs": 2, "lora_dropout": 0.1},
 }
+CASES = [(name, dtype) for name in SETTINGS for dtype in ("float32", "bfloat16")]
 IN_A_FRESH_PROCESS = """
 import sys
 from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-import torch
-from tiny_llama import tiny_batch, tiny_model, tiny_tokenizer
-from tracetune.trainers.local import LocalTrainer
-import json
+sys.path[:0] = sys.argv[1:3]
+from test_local_checkpoints import CASES, made, train
 
-trainer = LocalTrainer((tiny_model(), tiny_tokenizer()), threads=1, **json.loads(sys.argv[2]))
-trainer.load(Path(sys.argv[3]))
-for seed in (2, 3):
-    trainer.step(tiny_batch(tiny_model(), seed=seed, shift=0.3))
-trainer.save(Path(sys.argv[4]))
+for name, dtype in CASES:
+    folder = Path(sys.argv[3]) / f"{name} {dtype}"
+    trainer = made(name, dtype)
+    trainer.load(folder / "half")
+    train(trainer, 2, 3)
+    trainer.save(folder / "resumed")
 """
 
 
+def made(name: str, dtype: str) -> LocalTrainer:
+    """A new trainer of an equal model with the settings of that name."""
+    return LocalTrainer((tiny_model().to(getattr(torch, dtype)), tiny_tokenizer()), threads=1, **SETTINGS[name])
+
+
 def train(trainer: LocalTrainer, *seeds: int) -> None:
-    """Steps on stored batches."""
+    """Steps on stored batches; each has a module that the ones before had not."""
     for seed in seeds:
-        trainer.step(tiny_batch(tiny_model(), seed=seed, shift=0.3))
+        batch = tiny_batch(tiny_model(), seed=seed, shift=0.3)
+        modules = ["answer", f"hop {seed}"]
+        groups = [
+            replace(group, members=[replace(member, module=module) for member in group.members])
+            for module, group in zip(modules, batch, strict=True)
+        ]
+        trainer.step(GroupBatch(groups))
 
 
 def contents(folder: Path) -> dict[str, object]:
@@ -53,28 +78,47 @@ def contents(folder: Path) -> dict[str, object]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_four_steps_are_two_steps_and_two_more_in_a_fresh_process(make_trainer, tmp_path):
-    """Weights, moments, random states and step are equal bit for bit, under dropout, schedule and epochs."""
-    straight = make_trainer(**SETTINGS)
-    torch.manual_seed(7)
-    train(straight, 0, 1)
-    straight.save(tmp_path / "half")
-    train(straight, 2, 3)
-    straight.save(tmp_path / "straight")
-    arguments = [
-        str(Path(__file__).parent.parent),
-        json.dumps(SETTINGS),
-        str(tmp_path / "half"),
-        str(tmp_path / "resumed"),
-    ]
+def test_four_steps_are_two_steps_and_two_more_in_a_fresh_process(tmp_path):
+    """Weights, moments and step are equal bit for bit, whatever the settings and the type of the weights beneath."""
+    for name, dtype in CASES:
+        folder = tmp_path / f"{name} {dtype}"
+        straight = made(name, dtype)
+        train(straight, 0, 1)
+        straight.save(folder / "half")
+        train(straight, 2, 3)
+        straight.save(folder / "straight")
+    here = Path(__file__).parent
+    arguments = [str(here), str(here.parent), str(tmp_path)]
     subprocess.run([sys.executable, "-c", IN_A_FRESH_PROCESS, *arguments], check=True)
 
-    for name in ("adapter_model.safetensors", "optimizer.safetensors"):
-        expected, found = load_file(tmp_path / "straight" / name), load_file(tmp_path / "resumed" / name)
-        assert expected.keys() == found.keys()
-        assert [key for key in expected if not torch.equal(expected[key], found[key])] == []
-    states = [json.loads((tmp_path / name / "trainer.json").read_text()) for name in ("straight", "resumed")]
-    assert states[0]["steps_done"] == states[1]["steps_done"] == 4
+    for name, dtype in CASES:
+        straight, resumed = (tmp_path / f"{name} {dtype}" / kind for kind in ("straight", "resumed"))
+        files = sorted(path.relative_to(straight) for path in straight.rglob("*.safetensors"))
+        assert files == sorted(path.relative_to(resumed) for path in resumed.rglob("*.safetensors"))
+        assert len(files) == (6 if name == "by module" else 2)
+        for file in files:
+            expected, found = load_file(straight / file), load_file(resumed / file)
+            assert expected.keys() == found.keys()
+            # The state of PyTorch's own random numbers is the process's, and no step draws from it.
+            keys = expected.keys() - {"torch_random_state"}
+            assert [key for key in keys if not torch.equal(expected[key], found[key])] == []
+        states = [json.loads((folder / "trainer.json").read_text()) for folder in (straight, resumed)]
+        assert states[0]["steps_done"] == states[1]["steps_done"] == 4
+
+
+def test_dropout_disturbs_nobody_elses_random_numbers(make_trainer):
+    """Its numbers follow from the seed and the step; PyTorch's own generator goes on as if there were none."""
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    reports = []
+    for state in (5, 6):
+        torch.manual_seed(state)
+        trainer = make_trainer(lora_dropout=0.5)
+        trainer.step(tiny_batch(tiny_model(), seed=1, shift=0.3))
+        reports.append(trainer.step(tiny_batch(tiny_model(), shift=0.3)).loss)
+        if state == 5:
+            assert torch.equal(torch.rand(3), expected)
+    assert reports[0] == reports[1]
 
 
 def test_a_checkpoint_is_safetensors_and_json(make_trainer, tmp_path):

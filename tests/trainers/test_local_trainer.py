@@ -11,9 +11,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_llama import EOS, gradients, group, member, own_logprobs, perturb, tiny_batch, tiny_model
+from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from tracetune.errors import InvalidInput
 from tracetune.trainers.local import LocalTrainer
+from tracetune.trainers.local.loss import LOSSES
 from tracetune.trainers.local.rows import Cost
 from tracetune.trainers.local.sharing import cost_of
 from tracetune.types import GroupBatch, Sampling
@@ -86,21 +88,45 @@ def test_order_and_budget_change_nothing(make_trainer, tmp_path_factory, data):
             for group in data.draw(st.permutations(list(batch.groups)))
         ]
     )
-    loss = data.draw(st.sampled_from(["grpo", "bnpo", "dapo"]))
+    loss = data.draw(st.sampled_from(["grpo", "bnpo", "dapo", "gspo", "cispo"]))
     expected = gradients(make_trainer(loss=loss, kl=0.05, **FREE), batch, tmp_path_factory.mktemp("plain"))
     budget = data.draw(st.integers(1, 60))
     other = make_trainer(loss=loss, kl=0.05, token_budget=budget, **FREE)
     assert_same_gradients(expected, gradients(other, shuffled, tmp_path_factory.mktemp("other")))
 
 
-def test_sharing_changes_no_gradient(make_trainer, model, tmp_path):
-    """One tree for all, and a row for each member, have the same gradients under clipping and penalty."""
-    batch = tiny_batch(model, sizes=(6, 5), longest=4, shift=0.5)
+def qwen3() -> Qwen3ForCausalLM:
+    """Another architecture with grouped-query attention: heads wider than their share, normalised queries and keys."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        shape = tiny_model().config.to_dict() | {"head_dim": 16, "model_type": "qwen3", "architectures": None}
+        return Qwen3ForCausalLM(Qwen3Config(**shape)).eval()
+
+
+@pytest.mark.parametrize("architecture", [tiny_model, qwen3])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_sharing_changes_no_gradient(tokenizer, tmp_path, loss, architecture):
+    """One tree for all, and a row for each member, have the same gradients under clipping, penalty and correction."""
+    batch = tiny_batch(architecture(), sizes=(6, 5), longest=4, shift=0.5)
+    taught = [replace(one, teacher="large") for one in batch.groups[0].members[:3]]
+    batch = GroupBatch([replace(batch.groups[0], members=[*taught, *batch.groups[0].members[3:]]), batch.groups[1]])
     results = []
-    for name, budget in (("tree", 4096), ("rows", 1)):
-        trainer = make_trainer(kl=0.1, token_budget=budget, **FREE)
+    for name, budget, forwards in (("tree", 4096, 1), ("rows", 1, 11)):
+        trainer = LocalTrainer(
+            (architecture(), tokenizer),
+            threads=1,
+            kl=0.1,
+            token_budget=budget,
+            loss=loss,
+            clip=0.1,
+            max_completion_length=8,
+            **FREE,
+        )
         perturb(trainer.model, 0.02)
+        seen = []
+        trainer.model.get_base_model().register_forward_pre_hook(lambda *_, seen=seen: seen.append(1))
         results.append(gradients(trainer, batch, tmp_path / name))
+        assert len(seen) == 2 * forwards
     assert results[0][0].clip_fraction > 0.1
     assert_same_gradients(*results)
 

@@ -117,7 +117,8 @@ def test_log_probabilities_are_those_of_the_member_alone(members, name, budget):
     for cost in (ONE_TREE, PATHS_ONLY, Cost(10.0, 1.0)):
         found = sorted(readings(model, cut_rows(members, cost=cost, budget=budget), budget))
         assert [token for token, _ in found] == [token for token, _ in alone]
-        assert [value for _, value in found] == pytest.approx([value for _, value in alone], abs=1e-5)
+        # The relative part is for log-probabilities of some tens, where rounding alone is 1e-6 of them.
+        assert [value for _, value in found] == pytest.approx([value for _, value in alone], rel=2e-6, abs=1e-5)
 
 
 def test_logits_at_prompt_tokens_are_never_asked_for():

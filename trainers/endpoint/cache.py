@@ -38,10 +38,15 @@ class RowCache(Cache):
     The rows in use are always slots 0 to `rows` - 1 of each layer's buffers, which are
     [slots, heads, positions, head size]. Call `place` before each forward pass of one
     token a row.
+
+    Args:
+        budget: how many positions all slots may have together; buffers never grow past it
+            unless the rows themselves need more.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, budget: int) -> None:
         super().__init__(layers=[])
+        self._budget = budget
         self.rows = 0
         self.span = 0
         self._keys: list[torch.Tensor] = []
@@ -114,11 +119,18 @@ class RowCache(Cache):
     def _reserve(self, positions: int) -> None:
         """Make room for `rows` rows of so many positions, and keep what the buffers hold."""
         slots, _, room, _ = self._keys[0].shape
-        if self.rows > slots or positions > room:
-            slots = max(self.rows, slots + slots // 2) if self.rows > slots else slots
-            room = max(positions, room + room // 2, 64) if positions > room else room
-            self._keys = [_grown(buffer, slots, room) for buffer in self._keys]
-            self._values = [_grown(buffer, slots, room) for buffer in self._values]
+        if self.rows <= slots and positions <= room:
+            return
+        if self.rows > slots:
+            slots = max(self.rows, slots + slots // 2)
+        if positions > room:
+            room = max(positions, room + room // 2, 64)
+        if slots * room > self._budget:
+            slots, room = self.rows, max(positions, self._budget // self.rows)
+        # One buffer after the other, so that no more than one stands twice.
+        for buffers in (self._keys, self._values):
+            for layer, buffer in enumerate(buffers):
+                buffers[layer] = _resized(buffer, slots, room)
 
 
 def _zeros_like(states: torch.Tensor, slots: int, positions: int) -> torch.Tensor:
@@ -126,7 +138,8 @@ def _zeros_like(states: torch.Tensor, slots: int, positions: int) -> torch.Tenso
     return states.new_zeros((slots, states.shape[1], positions, states.shape[3]))
 
 
-def _grown(buffer: torch.Tensor, slots: int, positions: int) -> torch.Tensor:
-    larger = _zeros_like(buffer, slots, positions)
-    larger[: buffer.shape[0], :, : buffer.shape[2]] = buffer
-    return larger
+def _resized(buffer: torch.Tensor, slots: int, positions: int) -> torch.Tensor:
+    resized = _zeros_like(buffer, slots, positions)
+    held = buffer[:slots, :, :positions]
+    resized[: held.shape[0], :, : held.shape[2]] = held
+    return resized

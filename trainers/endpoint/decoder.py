@@ -9,33 +9,33 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tracetune.errors import EndpointError
+from tracetune.trainers.endpoint.admission import Admission, prompt_of
 from tracetune.trainers.endpoint.cache import RowCache
-from tracetune.trainers.endpoint.prefixes import Prefixes
+from tracetune.trainers.endpoint.mixing import BASE, AdapterMixing
+from tracetune.trainers.endpoint.models import check_attention, decode_of, end_tokens
+from tracetune.trainers.endpoint.prefixes import Prefixes, Prompt
 from tracetune.trainers.endpoint.problems import Problem
 from tracetune.trainers.endpoint.rows import Piece, Row
 from tracetune.trainers.endpoint.sampling import Drawn, Sampler
-from tracetune.trainers.endpoint.text import Decode
 from tracetune.types import Journal
 
 T = TypeVar("T")
+
+# Gives the adapter that a module's rows are decoded with; None: the model beneath the adapters.
+AdapterOf = Callable[[str | None], str | None]
 
 # Requests that come together are admitted together: while nothing is being decoded, the
 # loop waits until none has come for a moment, and no longer than a few moments.
 QUIET_SECONDS = 0.002
 GATHER_SECONDS = 0.02
-# New prompt tokens that are prefilled between two tokens of the rows being decoded, so
-# that a burst of prompts does not hold those up.
-PREFILL_TOKENS_BETWEEN = 1024
 
 
 class Decoder:
@@ -49,7 +49,9 @@ class Decoder:
         version: str,
         journal: Journal,
         max_rows: int,
+        cache_tokens: int,
         threads: int,
+        adapter_of: AdapterOf | None = None,
     ) -> None:
         """Take a model.
 
@@ -59,24 +61,32 @@ class Decoder:
             version: the version of its weights.
             journal: gets every finished row before its client does.
             max_rows: how many rows are decoded at once.
+            cache_tokens: how many tokens' keys and values are held, a quarter of them for
+                prompts that may be asked for again. Rows wait for room, and are paused
+                and computed again later where they outgrow it; one row alone may exceed it.
             threads: how many threads torch may use for it.
+            adapter_of: names the adapter of each row by its module; None: the model is
+                used as it is.
         """
-        _check_attention(model)
+        check_attention(model)
         self.version = version
         self.completions_served = 0
         self._model = model
-        self._decode = _decode(tokenizer)
-        self._end_tokens = _end_tokens(model, tokenizer)
+        self._decode = decode_of(tokenizer)
+        self._end_tokens = end_tokens(model, tokenizer)
         self._journal = journal
-        self._max_rows = max_rows
         self._threads = threads
         self._post: Callable[[list[Piece]], None] = _to_nobody
-        self._cache = RowCache()
-        self._prefixes = Prefixes(model)
+        kept_tokens = cache_tokens // 4
+        row_tokens = cache_tokens - kept_tokens
+        self._queue = Admission(max_rows=max_rows, row_tokens=row_tokens)
+        self._cache = RowCache(row_tokens)
+        self._adapter_of = adapter_of
+        self._mixing = AdapterMixing(model)
+        self._prefixes = Prefixes(model, self._mixing, kept_tokens=kept_tokens)
         self._rows: list[Row] = []
         self._sampler: Sampler | None = None
         self._outbox: list[Piece] = []
-        self._waiting: deque[Row] = deque()
         self._changed = threading.Condition()
         self._exclusive = threading.Lock()
         self._held = False
@@ -87,10 +97,13 @@ class Decoder:
         self._thread = threading.Thread(target=self._run, name="tracetune-decoder", daemon=True)
 
     def start(self, post: Callable[[list[Piece]], None]) -> None:
-        """Start decoding; `post` hands pieces to the event loop."""
+        """Start decoding, warm when this returns; `post` hands pieces to the event loop."""
         self._post = post
         self._to_eval_mode()
+        self._busy = True
         self._thread.start()
+        with self._changed:
+            self._changed.wait_for(lambda: not self._busy)
 
     def stop(self) -> None:
         """Stop: rows that are not finished are recorded as cancelled and refused."""
@@ -101,11 +114,17 @@ class Decoder:
         self._to_own_mode()
 
     def submit(self, rows: Sequence[Row]) -> None:
-        """Put rows in the queue."""
+        """Put rows in the queue.
+
+        Raises:
+            Problem: if the decoder has been stopped, or a row's module has no adapter.
+        """
+        for row in rows:
+            row.adapter = self._adapter(row.module)
         with self._changed:
             if self._stopping:
                 raise _stopped()
-            self._waiting.extend(rows)
+            self._queue.waiting.extend(rows)
             self._changed.notify_all()
 
     @contextmanager
@@ -154,11 +173,27 @@ class Decoder:
                 # An interrupt ends this wait, not the work, which must not go on behind its caller's back.
                 wait([outcome])
 
+    def _adapter(self, module: str | None) -> str | None:
+        if self._adapter_of is None:
+            return None
+        adapter = self._adapter_of(module)
+        if adapter is None:
+            return BASE
+        if not self._mixing.knows(adapter):
+            raise Problem(
+                500,
+                f"module {module!r} is decoded with adapter {adapter!r}, which the model does not have; add it first",
+            )
+        return adapter
+
     def _to_eval_mode(self) -> None:
         self._training_modules = [module for module in self._model.modules() if module.training]
         self._model.eval()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
+        if self._adapter_of is not None:
+            self._mixing.attach()
 
     def _to_own_mode(self) -> None:
+        self._mixing.detach()
         for module in self._training_modules:
             module.training = True
         self._training_modules = []
@@ -169,6 +204,7 @@ class Decoder:
         # no_grad, not inference_mode: the trainer uses the same modules, and what they
         # keep between calls must not become an inference tensor.
         with torch.no_grad():
+            self._warm_up()
             while (admitted := self._next_rows()) is not None:
                 if self._work is not None:
                     work, self._work = self._work, None
@@ -182,53 +218,48 @@ class Decoder:
                 except Exception as error:  # noqa: BLE001 - whatever it is, the rows' clients must hear of it
                     self._fail([*self._rows, *admitted], error)
                 self._send()
-        for row in [*self._rows, *self._waiting]:
+        for row in [*self._rows, *self._queue.paused, *self._queue.waiting]:
             self._finish(row, "cancelled", _stopped())
         self._send()
         with self._changed:
             self._busy = False
             self._changed.notify_all()
 
+    def _warm_up(self) -> None:
+        """Have the first passes of a process, which cost many times the others, before anybody waits for them."""
+        with suppress(Exception):  # what is wrong with the model, the first request will tell
+            self._cache.admit(self._prefixes.of([Prompt("", (0, 0))]))
+            self._forward([0], [2], [None])
+        self._prefixes.clear()
+        self._cache.release()
+
     def _next_rows(self) -> list[Row] | None:
         """The rows to admit now, perhaps none; waits while there is nothing to do; None: stop."""
         with self._changed:
-            if not self._rows:
+            if not self._rows and not self._queue.paused:
                 self._busy = False
                 self._changed.notify_all()
-                self._changed.wait_for(lambda: self._stopping or self._work or (self._waiting and not self._held))
+                self._changed.wait_for(lambda: self._stopping or self._work or (self._queue.waiting and not self._held))
                 if not self._work:
                     self._gather()
             if self._stopping and self._work is None:
                 return None
-            rows = [] if self._held else self._take()
-            self._busy = bool(rows or self._rows)
+            rows = self._take()
+            self._busy = bool(rows or self._rows or self._queue.paused)
             return rows
 
     def _gather(self) -> None:
         deadline = time.monotonic() + GATHER_SECONDS
-        while len(self._waiting) < self._max_rows and time.monotonic() < deadline:
-            waiting = len(self._waiting)
+        while len(self._queue.waiting) < self._queue.max_rows and time.monotonic() < deadline:
+            waiting = len(self._queue.waiting)
             self._changed.wait(QUIET_SECONDS)
-            if len(self._waiting) == waiting:
+            if len(self._queue.waiting) == waiting:
                 return
 
     def _take(self) -> list[Row]:
-        """Rows from the queue's head: as many as there is room for and as may be prefilled now."""
-        rows: list[Row] = []
-        prompts: set[tuple[int, ...]] = set()
-        new_tokens = 0
-        while self._waiting and len(self._rows) + len(rows) < self._max_rows:
-            row = self._waiting[0]
-            if row.prompt_ids not in prompts and row.prompt_ids not in self._prefixes:
-                new_tokens += len(row.prompt_ids)
-                if self._rows and rows and new_tokens > PREFILL_TOKENS_BETWEEN:
-                    break
-            self._waiting.popleft()
-            if row.cancelled:
-                self._finish(row, "cancelled")
-            else:
-                prompts.add(row.prompt_ids)
-                rows.append(row)
+        rows, left = self._queue.take(self._rows, self._prefixes, held=self._held)
+        for row in left:
+            self._finish(row, "cancelled")
         return rows
 
     def _let_go(self) -> None:
@@ -240,8 +271,8 @@ class Decoder:
             self._keep([slot for slot, row in enumerate(self._rows) if not row.cancelled])
 
     def _admit(self, rows: list[Row]) -> None:
-        """Prefill the new rows' prompts and draw their first tokens."""
-        prefixes = self._prefixes.of([row.prompt_ids for row in rows])
+        """Prefill the rows' prompts, and what had been drawn of those that were paused, and draw their next tokens."""
+        prefixes = self._prefixes.of([prompt_of(row) for row in rows])
         for row in rows:
             row.begin(self.version, self._decode)
         drawn = _sampler(rows).draw(torch.stack([prefix.logits_V for prefix in prefixes]))
@@ -253,23 +284,34 @@ class Decoder:
 
     def _step(self) -> None:
         """Draw one more token for every row."""
+        kept = self._queue.pause(self._rows)
+        if len(kept) < len(self._rows):
+            self._keep(kept)
+        tokens_B = [row.completion_ids[-1] for row in self._rows]
+        positions = [row.position for row in self._rows]
+        logits_BV = self._forward(tokens_B, positions, [row.adapter for row in self._rows])
+        assert self._sampler is not None
+        unfinished = self._accept(self._rows, self._sampler.draw(logits_BV))
+        if len(unfinished) < len(self._rows):
+            self._keep(unfinished)
+
+    def _forward(self, tokens_B: list[int], positions: list[int], adapters: list[str | None]) -> torch.Tensor:
+        """The logits after one more token a row, [rows, vocabulary]."""
         device = self._model.device
-        positions_B = self._cache.place([row.position for row in self._rows])
+        positions_B = self._cache.place(positions)
         hidden_BT = torch.arange(self._cache.span, device=device) > positions_B[:, None]
         mask_BT = torch.zeros(hidden_BT.shape, dtype=self._model.dtype, device=device).masked_fill_(
             hidden_BT, -torch.inf
         )
-        logits_BTV = self._model(
-            input_ids=torch.tensor([row.completion_ids[-1:] for row in self._rows], device=device),
-            position_ids=positions_B[:, None],
-            attention_mask=mask_BT[:, None, None],
-            past_key_values=self._cache,
-            use_cache=True,
-        ).logits
-        assert self._sampler is not None
-        unfinished = self._accept(self._rows, self._sampler.draw(logits_BTV[:, -1]))
-        if len(unfinished) < len(self._rows):
-            self._keep(unfinished)
+        with self._mixing.rows(adapters):
+            logits_BTV: torch.Tensor = self._model(
+                input_ids=torch.tensor(tokens_B, device=device)[:, None],
+                position_ids=positions_B[:, None],
+                attention_mask=mask_BT[:, None, None],
+                past_key_values=self._cache,
+                use_cache=True,
+            ).logits
+        return logits_BTV[:, -1]
 
     def _accept(self, rows: Sequence[Row], drawn: Drawn) -> list[int]:
         """Give each row its token; gives the indices of those that go on."""
@@ -330,36 +372,3 @@ def _stopped() -> Problem:
 
 def _sampler(rows: Sequence[Row]) -> Sampler:
     return Sampler([row.sampling for row in rows], [row.source for row in rows])
-
-
-def _decode(tokenizer: PreTrainedTokenizerBase) -> Decode:
-    def decode(token_ids: list[int]) -> str:
-        text = tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        assert isinstance(text, str)  # one list of ids, one text
-        return text
-
-    return decode
-
-
-def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """The tokens that end a completion: the tokenizer's, and those of the model's generation config."""
-    generation_config = getattr(model, "generation_config", None)
-    ends = getattr(generation_config, "eos_token_id", None)
-    listed = ends if isinstance(ends, list) else [ends]
-    return frozenset(token for token in [*listed, tokenizer.eos_token_id] if token is not None)
-
-
-def _check_attention(model: PreTrainedModel) -> None:
-    """Rows can be cached here where every layer looks at the whole sequence.
-
-    Raises:
-        EndpointError: if some layers do not.
-    """
-    config = model.config.get_text_config(decoder=True)
-    default = "full_attention" if getattr(config, "sliding_window", None) is None else "sliding_attention"
-    kinds = set(getattr(config, "layer_types", None) or [default])
-    if kinds != {"full_attention"}:
-        raise EndpointError(
-            f"{config.model_type} has layers of kind {', '.join(sorted(kinds - {'full_attention'}))}, and the local "
-            "endpoint decodes full attention only; serve it with an inference server, or choose a Llama-like model"
-        )

@@ -6,18 +6,17 @@ gets rows, one for each choice, and hands their pieces back as they are sampled.
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable, Mapping, Sequence
-from types import TracebackType
 from typing import Protocol, Self, TypeVar
 
-from tracetune.errors import InvalidInput
+from starlette.applications import Starlette
+
 from tracetune.trainers.endpoint.app import Service, application
-from tracetune.trainers.endpoint.forwarding import Forwarder
+from tracetune.trainers.endpoint.door import Door
+from tracetune.trainers.endpoint.front import Front
 from tracetune.trainers.endpoint.prompts import Prompts
 from tracetune.trainers.endpoint.rows import Piece, Row
-from tracetune.trainers.endpoint.server import Server
-from tracetune.types import Policy, Sampling, Upstream
+from tracetune.types import Sampling, Upstream
 
 T = TypeVar("T")
 
@@ -46,14 +45,8 @@ class Engine(Protocol):
         """What `work` gives, run while nothing is sampled, so that weights may change."""
 
 
-class Facade:
-    """Speaks OpenAI's protocol for an engine.
-
-    Attributes:
-        sampling: while set, what it says (temperature, top_p, max_tokens, stop) goes over
-            what programs ask, and their top_k and seed do not count; None: programs
-            have what they ask for.
-    """
+class Facade(Front):
+    """Speaks OpenAI's protocol for an engine."""
 
     def __init__(
         self,
@@ -82,19 +75,9 @@ class Facade:
         Raises:
             InvalidInput: if a mapped name leads to another model.
         """
-        for alias, target in models.items():
-            if target != name:
-                raise InvalidInput(
-                    f"models maps {alias!r} to {target!r}, and the policy is called {name!r}; map it to that"
-                )
-        self.sampling = sampling
+        super().__init__(name=name, sampling=sampling, models=models, forward=forward, host=host, port=port)
         self._engine = engine
         self._prompts = prompts
-        self._name = name
-        self._api_key = f"tt-{secrets.token_urlsafe(24)}"
-        self._aliases = frozenset(models)
-        self._forward = forward
-        self._server = Server(name, host, port)
 
     def start(self) -> Self:
         """Listen, and answer.
@@ -102,17 +85,7 @@ class Facade:
         Raises:
             EndpointError: if the address is taken, or the endpoint has been started before.
         """
-        forwarder = Forwarder(self._forward) if self._forward is not None else None
-        service = Service(
-            name=self._name,
-            api_key=self._api_key,
-            aliases=self._aliases,
-            prompts=self._prompts,
-            submit=self._engine.submit,
-            sampling=lambda: self.sampling,
-            forwarder=forwarder,
-        )
-        self._server.start(application(service), None if forwarder is None else forwarder.close)
+        super().start()
         self._engine.start(self._post)
         return self
 
@@ -122,22 +95,10 @@ class Facade:
             self._engine.stop()
             self._server.stop()
 
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.stop()
-
     @property
-    def policy(self) -> Policy:
-        """The policy as programs see it.
-
-        Raises:
-            EndpointError: if the endpoint has not been started.
-        """
-        return Policy(self._server.base_url, self._api_key, self._name, self._engine.version)
+    def version(self) -> str:
+        """Of the weights."""
+        return self._engine.version
 
     @property
     def completions_served(self) -> int:
@@ -151,6 +112,9 @@ class Facade:
     def exclusively(self, work: Callable[[], T]) -> T:
         """What `work` gives, run while nothing is sampled: requests wait meanwhile, none is cut short."""
         return self._engine.exclusively(work)
+
+    def _application(self, door: Door) -> Starlette:
+        return application(Service(door, self._prompts, self._engine.submit, lambda: self.sampling))
 
     def _post(self, pieces: list[Piece]) -> None:
         self._server.soon(_hand_out, pieces)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
 import httpx
 from starlette.background import BackgroundTask
 from starlette.requests import Request
@@ -33,8 +31,10 @@ class Forwarder:
 
     def __init__(self, upstream: Upstream) -> None:
         self._upstream = upstream
-        # An answer may take as long as a language model takes.
-        self._client = httpx.AsyncClient(timeout=httpx.Timeout(600.0, connect=10.0))
+        # An answer may take as long as a language model takes, and how many are asked at once is the program's to say.
+        self._client = httpx.AsyncClient(
+            timeout=httpx.Timeout(600.0, connect=10.0), limits=httpx.Limits(max_connections=None)
+        )
 
     async def pass_on(self, request: Request, body: bytes) -> Response:
         """The upstream's answer to a request.
@@ -42,11 +42,33 @@ class Forwarder:
         Raises:
             Problem: if the upstream can't be reached.
         """
+        answer = await self.send(request, body)
+        response = StreamingResponse(
+            answer.aiter_raw(), status_code=answer.status_code, background=BackgroundTask(answer.aclose)
+        )
+        response.raw_headers = passed_headers(answer)
+        return response
+
+    async def send(self, request: Request, body: bytes, *, encoding: str | None = None) -> httpx.Response:
+        """The upstream's answer as it begins, its content still to come; whoever asked closes it.
+
+        Args:
+            request: the path, the query and the headers are taken from it.
+            body: sent in place of the request's own.
+            encoding: the content encodings that the answer may come in, in place of the client's.
+
+        Raises:
+            Problem: if the upstream can't be reached.
+        """
         headers = [
             (name, value)
             for name, value in request.headers.items()
-            if name not in _OWN and not name.startswith("x-tracetune-")
+            if name not in _OWN
+            and not name.startswith("x-tracetune-")
+            and (encoding is None or name != "accept-encoding")
         ]
+        if encoding is not None:
+            headers.append(("accept-encoding", encoding))
         path = request.url.path.removeprefix("/v1")
         passed = self._client.build_request(
             request.method,
@@ -56,24 +78,17 @@ class Forwarder:
             content=body,
         )
         try:
-            answer = await self._client.send(passed, stream=True)
+            return await self._client.send(passed, stream=True)
         except httpx.HTTPError as error:
             raise Problem(
                 502, f"{self._upstream.base_url} could not be reached: {type(error).__name__}: {error}", code="upstream"
             ) from None
-        response = StreamingResponse(
-            _raw(answer), status_code=answer.status_code, background=BackgroundTask(answer.aclose)
-        )
-        response.raw_headers = [
-            (name.lower(), value) for name, value in answer.headers.raw if name.lower().decode() not in _OWN
-        ]
-        return response
 
     async def close(self) -> None:
         """Close the connections to the upstream."""
         await self._client.aclose()
 
 
-async def _raw(answer: httpx.Response) -> AsyncIterator[bytes]:
-    async for chunk in answer.aiter_raw():
-        yield chunk
+def passed_headers(answer: httpx.Response) -> list[tuple[bytes, bytes]]:
+    """The headers of an answer that are the client's as well."""
+    return [(name.lower(), value) for name, value in answer.headers.raw if name.lower().decode() not in _OWN]

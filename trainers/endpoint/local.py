@@ -9,8 +9,9 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tracetune.errors import InvalidInput
-from tracetune.trainers.endpoint.decoder import Decoder
+from tracetune.trainers.endpoint.decoder import AdapterOf, Decoder
 from tracetune.trainers.endpoint.facade import Facade
+from tracetune.trainers.endpoint.models import cache_tokens_of
 from tracetune.trainers.endpoint.prompts import Prompts
 from tracetune.types import Journal, Sampling, Upstream
 
@@ -40,7 +41,9 @@ class LocalEndpoint(Facade):
         models: Mapping[str, str] = {},
         forward: Upstream | None = None,
         max_rows: int = 64,
+        cache_tokens: int | None = None,
         threads: int | None = None,
+        adapter_of: AdapterOf | None = None,
         host: str = "127.0.0.1",
         port: int = 0,
     ) -> None:
@@ -56,7 +59,14 @@ class LocalEndpoint(Facade):
             models: names that programs have hard-coded, each mapped to `name`.
             forward: where requests for other models go; they are refused where it is None.
             max_rows: how many choices are decoded at once; others wait.
+            cache_tokens: how many tokens' keys and values are held at once, in prompts and
+                completions together; choices beyond that wait, and one alone may exceed
+                it. By default what 4 GB hold.
             threads: how many threads torch uses; by default as many as it does here.
+            adapter_of: given the module that asks (the header `x-tracetune-module`, None
+                where there is none), names the peft adapter to answer with, or None for
+                the model beneath; it may raise `Problem`. By default the model is used
+                as it is, for all modules. Rows of several adapters share a batch.
             host: the address to listen at.
             port: 0 takes a free one.
 
@@ -66,13 +76,17 @@ class LocalEndpoint(Facade):
         """
         if max_rows < 1:
             raise InvalidInput(f"max_rows is {max_rows}; at least 1 row must be decoded at once")
+        if cache_tokens is not None and cache_tokens < 1:
+            raise InvalidInput(f"cache_tokens is {cache_tokens}; at least 1 token must be held")
         self._decoder = Decoder(
             model,
             tokenizer,
             version=version,
             journal=journal,
             max_rows=max_rows,
+            cache_tokens=cache_tokens or cache_tokens_of(model),
             threads=threads or torch.get_num_threads(),
+            adapter_of=adapter_of,
         )
         config = model.config.get_text_config(decoder=True)
         prompts = Prompts(tokenizer, context=config.max_position_embeddings, vocabulary=config.vocab_size)

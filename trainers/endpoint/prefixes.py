@@ -12,46 +12,65 @@ from bisect import bisect
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
 from tracetune.trainers.endpoint.cache import Prefix
+from tracetune.trainers.endpoint.mixing import AdapterMixing
 
 # Prompt tokens that one forward pass prefills, padding included: it bounds the memory of a pass.
 PASS_TOKENS = 2048
-# Prompt tokens whose keys and values are kept for rows that come later.
-KEPT_TOKENS = 4096
 # Shared beginnings are counted in steps of so many tokens: prompts of one pass share equally much.
 SHARED_STEP = 16
+# Fewer tokens are not worth waiting for another pass, which reads all weights once more.
+WORTH_A_PASS = 32
 
-Prompt = tuple[int, ...]
+
+class Prompt(NamedTuple):
+    """The tokens of a prompt, and the adapter that reads them: keys and values depend on both.
+
+    Attributes:
+        adapter: its name; "" where the model is used as it is.
+    """
+
+    adapter: str
+    ids: tuple[int, ...]
 
 
 class Prefixes:
-    """The prefilled prompts of one model, the least recently asked for first."""
+    """The prefilled prompts of one model, the least recently asked for first.
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    Args:
+        model: computes them.
+        mixing: tells its layers which prompt has which adapter.
+        kept_tokens: of prompts that are kept for rows that come later.
+    """
+
+    def __init__(self, model: PreTrainedModel, mixing: AdapterMixing, *, kept_tokens: int) -> None:
         self._model = model
+        self._mixing = mixing
+        self._kept_tokens = kept_tokens
         self._kept: OrderedDict[Prompt, Prefix] = OrderedDict()
 
-    def __contains__(self, prompt: Prompt) -> bool:
+    def __contains__(self, prompt: object) -> bool:
         return prompt in self._kept
 
     def of(self, prompts: Sequence[Prompt]) -> list[Prefix]:
         """The prefix of each prompt; those not known yet are computed, each once."""
-        first, others = self._split(sorted({prompt for prompt in prompts if prompt not in self._kept}))
-        self._prefill(first)
-        self._prefill(others)
+        unknown = sorted({prompt for prompt in prompts if prompt not in self._kept})
+        while unknown:
+            first, unknown = self._split(unknown)
+            self._prefill(first)
         for prompt in prompts:
             self._kept.move_to_end(prompt)
         found = [self._kept[prompt] for prompt in prompts]
-        kept_tokens = sum(map(len, self._kept))
-        while kept_tokens > KEPT_TOKENS:
+        kept_tokens = sum(len(prompt.ids) for prompt in self._kept)
+        while kept_tokens > self._kept_tokens:
             prompt, _ = self._kept.popitem(last=False)
-            kept_tokens -= len(prompt)
+            kept_tokens -= len(prompt.ids)
         return found
 
     def clear(self) -> None:
@@ -63,7 +82,7 @@ class Prefixes:
         first: list[Prompt] = []
         others: list[Prompt] = []
         for prompt, (known, _) in zip(prompts, self._most_alike(prompts), strict=True):
-            gains = first and _shared(prompt, first[-1]) > known
+            gains = first and _shared(prompt, first[-1]) >= known + WORTH_A_PASS
             (others if gains else first).append(prompt)
         return first, others
 
@@ -75,13 +94,13 @@ class Prefixes:
             # In sorted order, what shares most with a prompt is one of its neighbours.
             at = bisect(kept, prompt)
             neighbours = kept[max(0, at - 1) : at + 1]
-            best.append(max(((_shared(prompt, other), other) for other in neighbours), default=(0, ())))
+            best.append(max(((_shared(prompt, other), other) for other in neighbours), default=(0, _NO_PROMPT)))
         return best
 
     def _prefill(self, prompts: Sequence[Prompt]) -> None:
         """Prefill prompts, in passes of those that share equally much and are of like length."""
         alike = zip(prompts, self._most_alike(prompts), strict=True)
-        plans = sorted((shared, len(prompt), prompt, other) for prompt, (shared, other) in alike)
+        plans = sorted((shared, len(prompt.ids), prompt, other) for prompt, (shared, other) in alike)
         for shared, planned in groupby(plans, key=lambda plan: plan[0]):
             batch: list[tuple[Prompt, Prompt]] = []
             for _, length, prompt, other in planned:
@@ -105,31 +124,37 @@ class Prefixes:
                 keys = torch.stack([source.keys[layer][:, :shared] for source in sources])
                 values = torch.stack([source.values[layer][:, :shared] for source in sources])
                 cache.update(keys, values, layer)
-        lengths = [len(prompt) - shared for prompt, _ in batch]
+        lengths = [len(prompt.ids) - shared for prompt, _ in batch]
         padded = [
-            [*prompt[shared:], *[0] * (max(lengths) - length)]
+            [*prompt.ids[shared:], *[0] * (max(lengths) - length)]
             for (prompt, _), length in zip(batch, lengths, strict=True)
         ]
         ends = sorted(set(lengths))
         device = self._model.device
-        logits_BEV = self._model(
-            input_ids=torch.tensor(padded, device=device),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=torch.tensor(ends, device=device) - 1,
-        ).logits
+        with self._mixing.rows([prompt.adapter or None for prompt, _ in batch]):
+            logits_BEV = self._model(
+                input_ids=torch.tensor(padded, device=device),
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=torch.tensor(ends, device=device) - 1,
+            ).logits
         layers: list[Any] = cache.layers  # every one is a plain growing layer
         for row, ((prompt, _), length) in enumerate(zip(batch, lengths, strict=True)):
             self._kept[prompt] = Prefix(
-                length=len(prompt),
+                length=len(prompt.ids),
                 keys=[layer.keys[row] for layer in layers],
                 values=[layer.values[row] for layer in layers],
                 logits_V=logits_BEV[row, ends.index(length)].float(),
             )
 
 
+_NO_PROMPT = Prompt("", ())
+
+
 def _shared(prompt: Prompt, other: Prompt) -> int:
     """How many first tokens two prompts share, in whole steps; not the last, whose logits are wanted."""
-    most = min(len(prompt) - 1, len(other))
-    same = next((index for index in range(most) if prompt[index] != other[index]), most)
+    if prompt.adapter != other.adapter:
+        return 0
+    most = min(len(prompt.ids) - 1, len(other.ids))
+    same = next((index for index in range(most) if prompt.ids[index] != other.ids[index]), most)
     return same - same % SHARED_STEP

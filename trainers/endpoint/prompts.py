@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from tracetune.trainers.endpoint.messages import Message, Tool
 from tracetune.trainers.endpoint.problems import Problem
-from tracetune.trainers.endpoint.requests import Message
+from tracetune.trainers.endpoint.tool_calls import ToolFormat, format_of
 
 
 class Prompts:
@@ -26,11 +27,12 @@ class Prompts:
         self._vocabulary = vocabulary
         self._token_texts: dict[int, str] = {}
 
-    def of_chat(self, messages: Sequence[Message]) -> tuple[int, ...]:
+    def of_chat(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> tuple[int, ...]:
         """The tokens of a chat, up to where the assistant speaks.
 
         Raises:
-            Problem: if the model has no chat template, or its template refuses the messages.
+            Problem: if the model has no chat template, or its template refuses the messages
+                or does not show them whole.
         """
         if not self._tokenizer.chat_template:
             raise Problem(
@@ -39,13 +41,29 @@ class Prompts:
                 "messages",
                 "no_chat_template",
             )
+        template = self._template(tools)
+        if tools and "tools" not in template:
+            raise Problem(400, "the model's chat template shows it no tools; leave out 'tools'", "tools")
+        if any(message.tool_calls for message in messages) and "tool_calls" not in template:
+            raise Problem(400, "the model's chat template shows it no tool calls; leave out 'tool_calls'", "messages")
         try:
             ids = self._tokenizer.apply_chat_template(
-                [message.as_template_wants for message in messages], add_generation_prompt=True, return_dict=False
+                [message.as_template_wants for message in messages],
+                tools=[tool.as_template_wants for tool in tools] or None,
+                add_generation_prompt=True,
+                return_dict=False,
             )
         except TemplateError as error:
             raise Problem(400, f"the model's chat template refused the messages: {error}", "messages") from None
         return tuple(ids)
+
+    def tool_format(self, tools: Sequence[Tool]) -> ToolFormat:
+        """The form that the model writes its tool calls in."""
+        return format_of(self._template(tools))
+
+    def _template(self, tools: Sequence[Tool]) -> str:
+        """The chat template that is used with these tools: some tokenizers have another one for them."""
+        return str(self._tokenizer.get_chat_template(tools=[tool.as_template_wants for tool in tools] or None))
 
     def of_text(self, prompt: str | list[int]) -> tuple[int, ...]:
         """The tokens of a text, with what the tokenizer puts before it; token ids as they are.

@@ -9,6 +9,7 @@ from itertools import accumulate
 from typing import Any, Protocol
 
 from tracetune.trainers.endpoint.rows import Piece, Row
+from tracetune.trainers.endpoint.tool_calls import ToolReader
 
 Json = dict[str, Any]
 # The text of one token id.
@@ -68,22 +69,27 @@ class ChatShape:
     Attributes:
         token_text: the text of one token.
         logprobs: whether the client asked for log-probabilities.
+        tools: reads tool calls, where the client offered tools.
     """
 
     token_text: TokenText
     logprobs: bool
+    tools: ToolReader | None = None
 
     def response(self, heading: Heading, rows: Sequence[Row], texts: Sequence[str], reasons: Sequence[str]) -> Json:
         """The whole response."""
-        choices = [
-            {
-                "index": row.choice,
-                "message": {"role": "assistant", "content": text, "refusal": None},
-                "logprobs": self._logprobs(row, 0, len(row.completion_ids)),
-                "finish_reason": reason,
-            }
-            for row, text, reason in zip(rows, texts, reasons, strict=True)
-        ]
+        choices = []
+        for row, text, reason in zip(rows, texts, reasons, strict=True):
+            content, calls, ended = (text, [], reason) if self.tools is None else self.tools.read(text, reason)
+            message = {"role": "assistant", "content": content, "refusal": None}
+            choices.append(
+                {
+                    "index": row.choice,
+                    "message": {**message, "tool_calls": calls} if calls else message,
+                    "logprobs": self._logprobs(row, 0, len(row.completion_ids)),
+                    "finish_reason": ended,
+                }
+            )
         return {**heading.of("chat.completion", rows), "choices": choices, "usage": heading.usage(rows)}
 
     def opening(self, heading: Heading, rows: Sequence[Row]) -> list[Json]:
@@ -92,10 +98,13 @@ class ChatShape:
         return [self._chunk(heading, rows, [_chat_choice(row.choice, delta)]) for row in rows]
 
     def chunk(self, heading: Heading, piece: Piece, first_token: int) -> Json:
-        """New text, or the end."""
-        delta = {"content": piece.text} if piece.text else {}
+        """New text or calls, or the end."""
+        if self.tools is None:
+            delta, reason = ({"content": piece.text} if piece.text else {}), piece.finish_reason
+        else:
+            delta, reason = self.tools.delta(piece.row.choice, piece.text, piece.finish_reason)
         logprobs = self._logprobs(piece.row, first_token, piece.tokens)
-        choice = _chat_choice(piece.row.choice, delta, logprobs, piece.finish_reason)
+        choice = _chat_choice(piece.row.choice, delta, logprobs, reason)
         return self._chunk(heading, [piece.row], [choice])
 
     def usage_chunk(self, heading: Heading, rows: Sequence[Row]) -> Json:

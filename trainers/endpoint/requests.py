@@ -12,17 +12,14 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from tracetune.trainers.endpoint.messages import Message, Tool
 from tracetune.trainers.endpoint.problems import Problem
 
 # Accepted and without effect: who asks, how it is billed, where it is cached.
-_HARMLESS = frozenset(
-    {"user", "metadata", "service_tier", "prompt_cache_key", "safety_identifier", "parallel_tool_calls"}
-)
+_HARMLESS = frozenset({"user", "metadata", "service_tier", "prompt_cache_key", "safety_identifier"})
 # Accepted only with values that ask for nothing.
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "store": (None, False),
-    "tools": (None, []),
-    "tool_choice": (None, "none", "auto"),
     "functions": (None, []),
     "function_call": (None, "none", "auto"),
     "response_format": (None, {"type": "text"}),
@@ -84,44 +81,21 @@ class Body(BaseModel):
         return tuple(filter(None, strings))
 
 
-class TextPart(BaseModel):
-    """One part of a message's content."""
-
-    model_config = ConfigDict(strict=True, extra="ignore")
-
-    type: Literal["text"]
-    text: str
-
-
-class Message(BaseModel):
-    """One message of a chat."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
-    name: str | None = None
-    # Programs send back the messages they received, empty fields and all.
-    refusal: None = None
-    annotations: list[Any] | None = Field(default=None, max_length=0)
-    audio: None = None
-    function_call: None = None
-    tool_calls: None = None
-
-    @property
-    def as_template_wants(self) -> dict[str, str]:
-        """Role and text, as chat templates know them."""
-        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return {"role": "system" if self.role == "developer" else self.role, "content": text}
-
-
 class ChatBody(Body):
     """The body of a request to `/v1/chat/completions`."""
 
     messages: list[Message] = Field(min_length=1)
+    tools: list[Tool] | None = None
+    tool_choice: Literal["auto", "none"] | None = None
+    parallel_tool_calls: bool | None = None
     max_completion_tokens: int | None = Field(default=None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
+
+    @property
+    def offered(self) -> list[Tool]:
+        """The tools that the model may call."""
+        return [] if self.tool_choice == "none" else self.tools or []
 
     @property
     def alternatives(self) -> int:

@@ -40,6 +40,7 @@ class Row:
             the row is `streamed`. It is called on the event loop's thread.
         sampling: what is in force, every default filled in.
         top_logprobs: how many alternatives to keep for each token.
+        adapter: what it is decoded with; None: the model as it is.
         cancelled: set when the client has left.
     """
 
@@ -53,6 +54,7 @@ class Row:
     top_logprobs: int = 0
     call_id: str | None = None
     module: str | None = None
+    adapter: str | None = None
     cancelled: bool = False
     policy_version: str = ""
     completion_ids: list[int] = field(default_factory=list)
@@ -62,6 +64,7 @@ class Row:
     started_at: int = field(default_factory=time.time_ns)
     source: random.Random = field(init=False)
     _max_tokens: int = field(init=False)
+    _begun: bool = field(init=False, default=False)
     _text: GrowingText | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
@@ -71,12 +74,24 @@ class Row:
         self.source = random.Random(self.sampling.seed)  # noqa: S311 - sampling, not cryptography
 
     @property
+    def token_ids(self) -> tuple[int, ...]:
+        """The prompt and what has been drawn after it."""
+        return (*self.prompt_ids, *self.completion_ids)
+
+    def length_after(self, tokens: int) -> int:
+        """How many tokens prompt and completion have when so many more have been drawn, or all that may be."""
+        return len(self.prompt_ids) + min(len(self.completion_ids) + tokens, self._max_tokens)
+
+    @property
     def position(self) -> int:
         """Where the newest token stands in the row's sequence, from 0."""
         return len(self.prompt_ids) + len(self.completion_ids) - 1
 
     def begin(self, policy_version: str, decode: Decode) -> None:
-        """The row has been admitted."""
+        """The row has been admitted; it goes on where it was paused, if it was."""
+        if self._begun:
+            return
+        self._begun = True
         self.policy_version = policy_version
         if self.streamed or self.sampling.stop:
             self._text = GrowingText(decode, self.sampling.stop)

@@ -1,7 +1,8 @@
 """A trainer's state as files: safetensors for tensors, JSON for the rest, no pickle.
 
-A folder holds the adapter in peft's layout, the optimiser's moments, the random states
-and `trainer.json`, which names the settings and the model that all of it belongs to.
+A folder holds the adapter in peft's layout, or a folder of each module's, the optimisers'
+moments, the random states and `trainer.json`, which names the settings and the model that
+all of it belongs to.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tracetune.errors import CheckpointError
-from tracetune.trainers.local.lora import Adapter
+from tracetune.trainers.local.learner import Learner
+from tracetune.trainers.local.lora import Adapters, adapter_name
 
 _STATE = "trainer.json"
 _OPTIMIZER = "optimizer.safetensors"
@@ -51,25 +53,61 @@ def model_fingerprint(weights: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def save_checkpoint(folder: Path, adapter: Adapter, optimizer: torch.optim.Optimizer, state: TrainerState) -> None:
-    """Write all that a trainer needs to go on into an existing folder."""
-    adapter.save(folder)
-    tensors = {
-        f"{name}.{moment}": value.contiguous()
-        for name, weight in adapter.parameters.items()
-        for moment, value in optimizer.state.get(weight, {}).items()
-    }
-    tensors["torch_random_state"] = torch.get_rng_state()
+def save_checkpoint(
+    folder: Path, adapters: Adapters, learners: Mapping[str | None, Learner], state: TrainerState
+) -> None:
+    """Write all that a trainer needs to go on into an existing folder.
+
+    Args:
+        folder: where to.
+        adapters: of the model.
+        learners: by module; the one of None is of all modules together.
+        state: how far they have come, and with what.
+    """
+    tensors = {"torch_random_state": torch.get_rng_state()}
+    for module, learner in learners.items():
+        adapter_folder = _adapter_folder(folder, module)
+        adapter_folder.mkdir(parents=True, exist_ok=True)
+        adapters.save(adapter_folder, learner.name)
+        for name, weight in learner.parameters.items():
+            for moment, value in learner.optimizer.state.get(weight, {}).items():
+                tensors[f"{name}.{moment}"] = value.contiguous()
     save_file(tensors, folder / _OPTIMIZER)
-    record = {**asdict(state), "python_random_state": random.getstate()}
+    modules = sorted(module for module in learners if module is not None)
+    record = {**asdict(state), "modules": modules, "python_random_state": random.getstate()}
     (folder / _STATE).write_text(json.dumps(record, indent=2))
 
 
-def load_checkpoint(folder: Path, adapter: Adapter, optimizer: torch.optim.Optimizer, present: TrainerState) -> int:
-    """Put back what `save_checkpoint` wrote; nothing is changed unless all of it can be.
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What `save_checkpoint` wrote, read and found whole; nothing of it is in force yet.
 
-    Returns:
-        How many steps had been done.
+    Attributes:
+        weights: of each adapter, by module.
+        moments: of the optimisers, by the names of weight and moment.
+    """
+
+    steps_done: int
+    weights: Mapping[str | None, Mapping[str, Tensor]]
+    moments: Mapping[str, Mapping[str, Tensor]]
+    torch_random_state: Tensor
+    python_random_state: tuple[Any, ...]
+
+    def restore(self, adapters: Adapters, learners: Mapping[str | None, Learner]) -> None:
+        """Put it in force, in learners of the same modules."""
+        for module, learner in learners.items():
+            adapters.put(learner.name, self.weights[module])
+            learner.optimizer.state.clear()
+            for name, weight in learner.parameters.items():
+                for moment, value in self.moments.get(name, {}).items():
+                    # AdamW keeps its count of steps on the CPU.
+                    learner.optimizer.state[weight][moment] = value if moment == "step" else value.to(weight.device)
+        torch.set_rng_state(self.torch_random_state)
+        random.setstate(self.python_random_state)
+
+
+def read_checkpoint(folder: Path, adapters: Adapters, present: TrainerState) -> Checkpoint:
+    """Read what `save_checkpoint` wrote, and change nothing.
 
     Raises:
         CheckpointError: if the folder is incomplete, or was written under other settings
@@ -78,11 +116,16 @@ def load_checkpoint(folder: Path, adapter: Adapter, optimizer: torch.optim.Optim
     try:
         record = json.loads((folder / _STATE).read_text())
         version, numbers, gauss = record.pop("python_random_state")
+        modules = record.pop("modules")
         saved = TrainerState(**record)
-        weights = adapter.read(folder)
+        each = modules if saved.settings["adapter_per_module"] else [None]
+        weights = {module: adapters.read(_adapter_folder(folder, module)) for module in each}
         tensors = load_file(folder / _OPTIMIZER)
         torch_random_state = tensors.pop("torch_random_state")
-        moments = _moments_of(tensors, adapter)
+        moments: dict[str, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            name, _, moment = key.rpartition(".")
+            moments.setdefault(name, {})[moment] = value
     except (OSError, ValueError, TypeError, KeyError, AttributeError, SafetensorError) as error:
         raise CheckpointError(f"{folder} is no whole checkpoint of a local trainer ({error}); use another") from error
     if saved.model != present.model:
@@ -91,21 +134,8 @@ def load_checkpoint(folder: Path, adapter: Adapter, optimizer: torch.optim.Optim
         old, new = saved.settings.get(name), present.settings.get(name)
         if old != new:
             raise CheckpointError(f"{folder} was written with {name}={old!r}, not {new!r}; use the run's own settings")
-    adapter.put(weights)
-    optimizer.state.clear()
-    optimizer.state.update(moments)
-    torch.set_rng_state(torch_random_state)
-    random.setstate((version, tuple(numbers), gauss))
-    return saved.steps_done
+    return Checkpoint(saved.steps_done, weights, moments, torch_random_state, (version, tuple(numbers), gauss))
 
 
-def _moments_of(tensors: Mapping[str, Tensor], adapter: Adapter) -> dict[Tensor, dict[str, Tensor]]:
-    """The optimiser's state of each weight, from names like `<weight>.exp_avg`."""
-    moments: dict[Tensor, dict[str, Tensor]] = {}
-    parameters = adapter.parameters
-    for key, value in tensors.items():
-        name, _, moment = key.rpartition(".")
-        weight = parameters[name]
-        # AdamW keeps its count of steps on the CPU.
-        moments.setdefault(weight, {})[moment] = value if moment == "step" else value.to(weight.device)
-    return moments
+def _adapter_folder(folder: Path, module: str | None) -> Path:
+    return folder if module is None else folder / "adapters" / adapter_name(module)

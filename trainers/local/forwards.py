@@ -7,7 +7,7 @@ one forward are padded at the right, where nothing looks at them.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,8 +30,11 @@ class Forward:
         positions_BN: likewise.
         predicting_BN: the nodes whose logits are needed.
         place_T: where among those each token is predicted.
-        old_logprobs_T: not a number where the trainer must compute its own.
+        recorded_logprobs_T: not a number where they are not known.
         weights_T: of each token in the step's loss.
+        corrected_T: tokens that are weighed by their importance.
+        imitated_T: tokens that are to become likelier, whoever sampled them.
+        lengths: how many tokens each completion has, in the tokens' order.
     """
 
     input_ids_BN: Tensor
@@ -41,9 +44,12 @@ class Forward:
     place_T: Tensor
     targets_T: Tensor
     temperatures_T: Tensor
-    old_logprobs_T: Tensor
+    recorded_logprobs_T: Tensor
     advantages_T: Tensor
     weights_T: Tensor
+    corrected_T: Tensor
+    imitated_T: Tensor
+    lengths: Sequence[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,23 +60,22 @@ class TokenReadings:
     entropies_T: Tensor
 
 
-def forwards_of(rows: Sequence[Row], budget: int, device: torch.device) -> list[Forward]:
+def forwards_of(rows: Sequence[Row], budget: int, device: torch.device) -> Iterator[Forward]:
     """Put rows together into forwards of at most `budget` tokens, padding included.
 
     A row that is longer than the budget gets a forward of its own. Paths and trees are
-    kept apart, since only trees need a mask.
+    kept apart, since only trees need a mask. Each forward is made when it is asked for,
+    so that there is one in memory at a time; the same rows give the same forwards.
     """
-    forwards = []
     for is_path in (True, False):
         waiting: list[Row] = []
         for row in sorted((row for row in rows if row.is_path == is_path), key=len, reverse=True):
             if waiting and (len(waiting) + 1) * len(waiting[0]) > budget:
-                forwards.append(_forward(waiting, device, is_path=is_path))
+                yield _forward(waiting, device, is_path=is_path)
                 waiting = []
             waiting.append(row)
         if waiting:
-            forwards.append(_forward(waiting, device, is_path=is_path))
-    return forwards
+            yield _forward(waiting, device, is_path=is_path)
 
 
 def read_tokens(model: Any, forward: Forward) -> TokenReadings:
@@ -120,8 +125,8 @@ def _forward(rows: Sequence[Row], device: torch.device, *, is_path: bool) -> For
     def put(values: Any) -> Tensor:
         return torch.as_tensor(values).to(device)
 
-    def each_token(values: Sequence[float]) -> Tensor:
-        return put(np.repeat(np.array(values, dtype=np.float32), lengths))
+    def each_token(values: Sequence[float], kind: type = np.float32) -> Tensor:
+        return put(np.repeat(np.array(values, dtype=kind), lengths))
 
     return Forward(
         input_ids_BN=put(input_ids_BN),
@@ -131,11 +136,14 @@ def _forward(rows: Sequence[Row], device: torch.device, *, is_path: bool) -> For
         place_T=put(np.concatenate([rank_BN[index, reading.nodes] for index, reading in readings])),
         targets_T=put(np.concatenate([member.completion_ids for member in members])),
         temperatures_T=each_token([member.temperature for member in members]),
-        old_logprobs_T=put(
+        recorded_logprobs_T=put(
             np.concatenate(
                 [member.logprobs or nothing for member, nothing in zip(members, unknown, strict=True)], dtype=np.float32
             )
         ),
         advantages_T=each_token([member.advantage for member in members]),
         weights_T=each_token([member.weight for member in members]),
+        corrected_T=each_token([member.is_corrected for member in members], np.bool_),
+        imitated_T=each_token([member.is_imitated for member in members], np.bool_),
+        lengths=lengths,
     )

@@ -10,11 +10,10 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
-from jinja2 import TemplateError
-
-from tracetune.trainers.local.loss import NORMALISATIONS, Counts
+from tracetune.trainers.local.loss import LOSSES, Counts
+from tracetune.trainers.local.settings import LocalSettings
+from tracetune.trainers.local.tokens import MemberTokeniser
 from tracetune.types import GroupBatch, Member
 
 
@@ -26,6 +25,9 @@ class TrainableMember:
         logprobs: when it was sampled; None where a trainer must compute its own.
         temperature: what logits are divided by.
         weight: of each of its tokens in the step's loss.
+        is_imitated: its tokens are to become likelier, whatever policy sampled them; the
+            advantage says how much that counts.
+        is_corrected: its tokens are weighed by their importance.
     """
 
     prompt_ids: tuple[int, ...]
@@ -34,50 +36,60 @@ class TrainableMember:
     temperature: float
     advantage: float
     weight: float = 0.0
-
-
-Tokens = tuple[Sequence[int], Sequence[int]]
-Tokenise = Callable[[Member], Tokens | None]
+    is_imitated: bool = False
+    is_corrected: bool = False
 
 
 def trainable_members(
     batch: GroupBatch,
     *,
-    loss: str,
-    max_completion_length: int | None,
+    settings: LocalSettings,
     vocabulary: int,
     longest: int | None,
-    tokenise: Tokenise,
+    tokeniser: MemberTokeniser,
 ) -> tuple[list[TrainableMember], Counter[str]]:
     """The members of a batch that can be learned from, and how many cannot, by reason.
 
     Args:
         batch: groups, as the store gave them.
-        loss: a name in `NORMALISATIONS`.
-        max_completion_length: what dr_grpo divides by.
+        settings: which loss they are weighed for, and what is done with a teacher's.
         vocabulary: how many tokens the model knows.
         longest: how many positions it has; None where there is no limit.
-        tokenise: gives prompt and completion tokens of a member whose text alone is
-            known, or None.
+        tokeniser: gives their tokens.
 
     Returns:
         The members in the batch's order, and the count of each reason: "no_tokens",
         "empty_prompt", "empty_completion", "unknown_token", "too_long", "no_advantage"
-        (not a finite number).
+        (not a finite number), "not_imitated" (a teacher's, without log-probabilities, and
+        not better than its group).
     """
     skipped: Counter[str] = Counter()
     kept: list[list[tuple[Member, TrainableMember]]] = []
     for group in batch.groups:
+        mean_reward = sum(member.reward for member in group.members) / max(1, len(group.members))
         pairs = []
         for member in group.members:
-            trainable = _trainable(member, vocabulary, longest, tokenise)
+            trainable = _trainable(member, mean_reward, settings, vocabulary, longest, tokeniser)
             if isinstance(trainable, str):
                 skipped[trainable] += 1
             else:
                 pairs.append((member, trainable))
         if pairs:
             kept.append(pairs)
-    return _weighed(kept, batch.unit, NORMALISATIONS[loss], max_completion_length or 0), skipped
+    weight = LOSSES[settings.loss].weight
+    return _weighed(kept, batch.unit, weight, settings.max_completion_length or 0), skipped
+
+
+def parts_by_module(batch: GroupBatch) -> dict[str, GroupBatch]:
+    """What each module has in a batch, as if it were all there is, by the modules' names in order."""
+    modules = sorted({member.module for group in batch for member in group.members})
+    parts = {}
+    for module in modules:
+        groups = [
+            replace(group, members=[member for member in group.members if member.module == module]) for group in batch
+        ]
+        parts[module] = replace(batch, groups=[group for group in groups if group.members])
+    return parts
 
 
 def has_something_to_learn(members: Sequence[TrainableMember], kl: float) -> bool:
@@ -85,37 +97,21 @@ def has_something_to_learn(members: Sequence[TrainableMember], kl: float) -> boo
     return any(kl != 0.0 or member.advantage != 0.0 for member in members)
 
 
-def chat_tokeniser(tokenizer: Any) -> Tokenise:
-    """Tokenises members whose text alone is known, by the policy's own chat template.
-
-    The completion ends with the end token where it stopped by itself. The tokens need
-    not be those that were sampled, so their log-probabilities are always recomputed.
-    """
-
-    def tokenise(member: Member) -> Tokens | None:
-        if not member.messages or not tokenizer.chat_template:
-            return None
-        try:
-            prompt = tokenizer.apply_chat_template(list(member.messages), add_generation_prompt=True, tokenize=False)
-        except TemplateError:  # the template refuses a role or an order that another model was fine with
-            return None
-        prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-        completion_ids = tokenizer(member.text, add_special_tokens=False)["input_ids"]
-        if member.finish_reason == "stop" and tokenizer.eos_token_id is not None:
-            completion_ids = [*completion_ids, tokenizer.eos_token_id]
-        return prompt_ids, completion_ids
-
-    return tokenise
-
-
-def _trainable(member: Member, vocabulary: int, longest: int | None, tokenise: Tokenise) -> TrainableMember | str:
-    """The member with its tokens, or the reason why it has none."""
+def _trainable(
+    member: Member,
+    mean_reward: float,
+    settings: LocalSettings,
+    vocabulary: int,
+    longest: int | None,
+    tokeniser: MemberTokeniser,
+) -> TrainableMember | str:
+    """The member with its tokens, or the reason why it can't be learned from."""
     if not math.isfinite(member.advantage):
         return "no_advantage"
-    tokens = (member.prompt_ids, member.completion_ids) if member.is_exact else tokenise(member)
-    if tokens is None or tokens[0] is None or tokens[1] is None:
+    tokens = tokeniser.tokens_of(member)
+    if tokens is None:
         return "no_tokens"
-    prompt_ids, completion_ids = tuple(map(int, tokens[0])), tuple(map(int, tokens[1]))
+    prompt_ids, completion_ids = tuple(map(int, tokens.prompt_ids)), tuple(map(int, tokens.completion_ids))
     if not prompt_ids:
         return "empty_prompt"
     if not completion_ids:
@@ -125,18 +121,24 @@ def _trainable(member: Member, vocabulary: int, longest: int | None, tokenise: T
     # The last token is predicted and never read, so it needs no position.
     if longest is not None and len(prompt_ids) + len(completion_ids) - 1 > longest:
         return "too_long"
+    logprobs = _usable_logprobs(member, len(completion_ids)) if tokens.exact else None
+    is_imitated = member.teacher is not None and logprobs is None
+    if is_imitated and not (settings.distil > 0.0 and member.reward > mean_reward):
+        return "not_imitated"
     return TrainableMember(
         prompt_ids=prompt_ids,
         completion_ids=completion_ids,
-        logprobs=_usable_logprobs(member, len(completion_ids)),
-        # Greedy tokens have no temperature of their own.
-        temperature=member.sampling.temperature or 1.0,
-        advantage=float(member.advantage),
+        logprobs=logprobs,
+        # Greedy tokens have no temperature of their own, and a teacher's says nothing of the policy.
+        temperature=1.0 if is_imitated else member.sampling.temperature or 1.0,
+        advantage=settings.distil if is_imitated else float(member.advantage),
+        is_imitated=is_imitated,
+        is_corrected=logprobs is not None and (member.teacher is not None or settings.importance is not None),
     )
 
 
 def _usable_logprobs(member: Member, length: int) -> tuple[float, ...] | None:
-    if not member.is_exact or not member.on_policy or member.logprobs is None or len(member.logprobs) != length:
+    if not member.on_policy or member.logprobs is None or len(member.logprobs) != length:
         return None
     logprobs = tuple(map(float, member.logprobs))
     return logprobs if all(map(math.isfinite, logprobs)) else None
@@ -145,7 +147,7 @@ def _usable_logprobs(member: Member, length: int) -> tuple[float, ...] | None:
 def _weighed(
     groups: Sequence[Sequence[tuple[Member, TrainableMember]]],
     unit: str,
-    normalisation: Callable[[Counts], float],
+    weight: Callable[[Counts], float],
     max_completion_length: int,
 ) -> list[TrainableMember]:
     step_tokens = sum(len(trainable.completion_ids) for pairs in groups for _, trainable in pairs)
@@ -165,5 +167,5 @@ def _weighed(
                 step_tokens=step_tokens,
                 max_completion_length=max_completion_length,
             )
-            weighed.append(replace(trainable, weight=normalisation(counts)))
+            weighed.append(replace(trainable, weight=weight(counts)))
     return weighed

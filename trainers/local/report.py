@@ -37,8 +37,19 @@ class StepSums:
         self.grad_norm += grad_norm
         self.updates += 1
 
+    def include(self, other: StepSums) -> None:
+        """Count what other passes added up to."""
+        if other.kl is not None:
+            self.kl = (self.kl or 0.0) + other.kl
+        self.clipped += other.clipped
+        self.entropy += other.entropy
+        self.tokens += other.tokens
+        self.loss += other.loss
+        self.grad_norm += other.grad_norm
+        self.updates += other.updates
+
     def report(self, *, step: int, used: int, tokens: int, seconds: float, skipped: Mapping[str, int]) -> StepReport:
-        """The means over all passes; figures of passes that led to no update say nothing and are left out."""
+        """The means over all passes and all adapters."""
         if not self.updates:
             return StepReport(step, 0.0, None, 0.0, None, 0.0, tokens, seconds, used, dict(skipped))
         passes, updates = self.tokens, self.updates

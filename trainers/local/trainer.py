@@ -2,43 +2,39 @@
 
 from __future__ import annotations
 
-import math
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from tracetune.errors import InvalidInput
 from tracetune.trainers.base import Endpoint, WeightTrainer
-from tracetune.trainers.local.checkpoint import TrainerState, load_checkpoint, model_fingerprint, save_checkpoint
-from tracetune.trainers.local.forwards import Forward, forwards_of, read_tokens
-from tracetune.trainers.local.lora import Adapter
-from tracetune.trainers.local.loss import token_losses
-from tracetune.trainers.local.members import chat_tokeniser, has_something_to_learn, trainable_members
+from tracetune.trainers.local.checkpoint import TrainerState, model_fingerprint, read_checkpoint, save_checkpoint
+from tracetune.trainers.local.export import export_merged
+from tracetune.trainers.local.learner import Learner
+from tracetune.trainers.local.lora import FIRST, Adapters
+from tracetune.trainers.local.members import (
+    TrainableMember,
+    has_something_to_learn,
+    parts_by_module,
+    trainable_members,
+)
 from tracetune.trainers.local.report import StepSums
 from tracetune.trainers.local.rows import cut_rows
 from tracetune.trainers.local.schedule import rate_factor
 from tracetune.trainers.local.settings import LocalSettings
 from tracetune.trainers.local.sharing import cost_of, shares_prefixes
+from tracetune.trainers.local.tokens import MemberTokeniser
 from tracetune.types import Capabilities, Environment, GroupBatch, Plan, StepReport
 
 
-@dataclass(frozen=True, slots=True)
-class _Anchor:
-    """What the tokens of a forward are held against: where the step began, and the model without its adapter."""
-
-    old_logprobs_T: Tensor
-    reference_logprobs_T: Tensor | None
-
-
 class LocalTrainer(WeightTrainer):
-    """Trains a LoRA adapter on this machine.
+    """Trains a LoRA adapter on this machine, or one for each module.
 
     Everything follows from the settings and the batches: the same ones give the same
     weights, bit for bit, on the same machine with the same number of threads.
@@ -46,8 +42,9 @@ class LocalTrainer(WeightTrainer):
     Args:
         model: a Hugging Face id, a checkpoint's folder, a GGUF file, or a model with its
             tokenizer; such a model is changed in place.
-        dtype: of the model's weights; the adapter's are always float32.
-        device: where the model stands and learns.
+        dtype: of the weights of a model that is loaded: "float32", "bfloat16", or "auto" for
+            what it was saved as; the adapter's are always float32.
+        device: where it is loaded to, as PyTorch names it; "auto" takes a GPU where there is one.
         threads: of PyTorch; None keeps as many as it has now.
         settings: what `LocalSettings` has: `learning_rate`, `kl`, `lora_rank` and so on.
 
@@ -72,8 +69,8 @@ class LocalTrainer(WeightTrainer):
         self,
         model: str | Path | tuple[Any, Any],
         *,
-        dtype: torch.dtype = torch.float32,
-        device: str = "cpu",
+        dtype: torch.dtype | str = torch.float32,
+        device: str = "auto",
         threads: int | None = None,
         **settings: Any,
     ) -> None:
@@ -90,21 +87,23 @@ class LocalTrainer(WeightTrainer):
             self._cost = cost_of(base)
             self._fingerprint = model_fingerprint(dict(base.named_parameters()))
             self._share = self.settings.lora_dropout == 0.0 and shares_prefixes(base)
-            self._adapter = Adapter(
+            self._adapters = Adapters(
                 base,
                 rank=self.settings.lora_rank,
                 alpha=self.settings.lora_alpha,
                 dropout=self.settings.lora_dropout,
                 seed=self.settings.seed,
             )
-        self._parameters = list(self._adapter.parameters.values())
-        self._optimizer = torch.optim.AdamW(self._parameters, lr=self.settings.learning_rate, weight_decay=0.0)
+        # By module; the one of None is of all modules together.
+        self._learners: dict[str | None, Learner] = {}
+        if not self.settings.adapter_per_module:
+            self._learners[None] = Learner(self._adapters, FIRST, self.settings)
         self._warned = False
 
     @property
     def model(self) -> Any:
-        """The model with its adapter."""
-        return self._adapter.model
+        """The model with its adapters."""
+        return self._adapters.model
 
     def prepare(self, plan: Plan) -> None:
         """Let the schedule fall over the plan's steps, unless it was told otherwise."""
@@ -124,6 +123,7 @@ class LocalTrainer(WeightTrainer):
             models=env.plan.models,
             forward=env.plan.upstream,
             threads=self._threads,
+            adapter_of=self._adapter_of if self.settings.adapter_per_module else None,
         )
 
     def step(self, batch: GroupBatch) -> StepReport:
@@ -137,37 +137,36 @@ class LocalTrainer(WeightTrainer):
         if self.settings.schedule != "constant" and self.settings.total_steps is None:
             raise InvalidInput(f"the schedule {self.settings.schedule} falls over total_steps; give it to the trainer")
         torch.set_num_threads(self._threads)
-        members, skipped = trainable_members(
-            batch,
-            loss=self.settings.loss,
-            max_completion_length=self.settings.max_completion_length,
-            vocabulary=self.model.config.vocab_size,
-            longest=getattr(self.model.config, "max_position_embeddings", None),
-            tokenise=chat_tokeniser(self.tokenizer),
-        )
-        if any(member.logprobs is None for member in members):
-            self._warn_of_recomputed_logprobs()
-        sums = StepSums()
-        if has_something_to_learn(members, self.settings.kl):
-            rows = cut_rows(members, cost=self._cost, budget=self.settings.token_budget, share=self._share)
-            sums = self._learn(forwards_of(rows, self.settings.token_budget, self.model.device))
-            if sums.updates < self.settings.epochs:
-                skipped["not_finite"] += len(members)
-        elif members:
-            skipped["nothing_to_learn"] += len(members)
+        sums, skipped = StepSums(), Counter[str]()
+        used = tokens = 0
+        parts: Mapping[Any, GroupBatch] = parts_by_module(batch) if self.settings.adapter_per_module else {None: batch}
+        with self._random_numbers_of_the_step():
+            for module, part in parts.items():
+                members, reasons = self._trainable(part)
+                skipped += reasons
+                if not has_something_to_learn(members, self.settings.kl):
+                    skipped["nothing_to_learn"] += len(members)
+                    continue
+                learned = self._learn(module, members)
+                sums.include(learned)
+                if learned.updates < self.settings.epochs:
+                    skipped["not_finite"] += len(members)
+                if learned.updates:
+                    used += len(members)
+                    tokens += sum(len(member.completion_ids) for member in members)
         self.steps_done += 1
         return sums.report(
             step=self.steps_done,
-            used=len(members) if sums.updates else 0,
-            tokens=sum(len(member.completion_ids) for member in members) if sums.updates else 0,
+            used=used,
+            tokens=tokens,
             seconds=time.perf_counter() - started,
-            skipped=skipped,
+            skipped=+skipped,
         )
 
     def save(self, folder: Path) -> None:
-        """Write adapter, optimiser, random states and settings into a folder, as safetensors and JSON."""
+        """Write adapters, optimisers, random states and settings into a folder, as safetensors and JSON."""
         folder.mkdir(parents=True, exist_ok=True)
-        save_checkpoint(folder, self._adapter, self._optimizer, self._state())
+        save_checkpoint(folder, self._adapters, self._learners, self._state())
 
     def load(self, folder: Path) -> None:
         """Go on where `save` was called: the next step is bit-equal to the one that would have been.
@@ -176,65 +175,79 @@ class LocalTrainer(WeightTrainer):
             CheckpointError: if the folder is incomplete, or was written under other
                 settings or for another model; nothing was changed.
         """
-        self.steps_done = load_checkpoint(folder, self._adapter, self._optimizer, self._state())
+        checkpoint = read_checkpoint(folder, self._adapters, self._state())
+        for module in self._learners.keys() - checkpoint.weights.keys():
+            self._adapters.remove(self._learners.pop(module).name)
+        checkpoint.restore(self._adapters, {module: self._learner(module) for module in checkpoint.weights})
+        self.steps_done = checkpoint.steps_done
 
-    def _learn(self, forwards: Sequence[Forward]) -> StepSums:
-        """Update the weights once an epoch, each time over all forwards; stop where a gradient is not finite."""
-        sums = StepSums()
-        anchors: dict[int, _Anchor] = {}
-        # Dropout is the adapter's alone, so the mode matters only where it has some.
-        self.model.train(self.settings.lora_dropout > 0.0)
-        try:
-            while sums.updates < self.settings.epochs:
-                loss = sum(self._backward(forward, index, anchors, sums) for index, forward in enumerate(forwards))
-                norm = float(torch.nn.utils.clip_grad_norm_(self._parameters, self.settings.max_grad_norm))
-                if not (math.isfinite(norm) and math.isfinite(loss)):
-                    break
-                self._set_learning_rate()
-                self._optimizer.step()
-                self._optimizer.zero_grad()
-                sums.update(loss, norm)
-        finally:
-            self._optimizer.zero_grad()
-            self.model.eval()
-        return sums
+    def export(self, folder: Path, *, module: str | None = None) -> None:
+        """Write a plain model that needs no adapter, with its tokenizer: `load_model` and others read it.
 
-    def _backward(self, forward: Forward, index: int, anchors: dict[int, _Anchor], sums: StepSums) -> float:
-        """Add a forward's share of the gradient; gives its share of the loss."""
-        readings = read_tokens(self.model, forward)
-        if index not in anchors:
-            # No update has been made yet: these are the weights that the step starts with.
-            anchors[index] = self._anchor(forward, readings.logprobs_T.detach())
-        losses = token_losses(
-            readings.logprobs_T,
-            anchors[index].old_logprobs_T,
-            forward.advantages_T,
-            anchors[index].reference_logprobs_T,
-            clip=self.settings.clip,
-            kl=self.settings.kl,
+        Args:
+            folder: a new one; it appears when all of it is written.
+            module: whose adapter is merged into the weights, where each module has its own.
+
+        Raises:
+            InvalidInput: if the folder is not empty, or there is no such adapter.
+        """
+        if module not in self._learners and not self.settings.adapter_per_module:
+            raise InvalidInput(f"all modules share one adapter, and {module!r} has none of its own; export without it")
+        if module not in self._learners:
+            known = ", ".join(sorted(repr(name) for name in self._learners)) or "none was trained yet"
+            raise InvalidInput(f"no adapter of a module {module!r} to export; there are: {known}")
+        export_merged(Path(folder), self._adapters, self._learners[module].name, self.tokenizer)
+
+    def _trainable(self, batch: GroupBatch) -> tuple[list[TrainableMember], Counter[str]]:
+        members, skipped = trainable_members(
+            batch,
+            settings=self.settings,
+            vocabulary=self.model.config.vocab_size,
+            longest=getattr(self.model.config, "max_position_embeddings", None),
+            tokeniser=MemberTokeniser(self.tokenizer),
         )
-        loss = (forward.weights_T * losses.loss_T).sum()
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        sums.add(losses, readings.entropies_T)
-        return loss.item()
+        if any(member.logprobs is None and not member.is_imitated for member in members):
+            self._warn_of_recomputed_logprobs()
+        return members, skipped
 
-    def _anchor(self, forward: Forward, present_logprobs_T: Tensor) -> _Anchor:
-        known_T = forward.old_logprobs_T
-        old_logprobs_T = torch.where(known_T.isnan(), present_logprobs_T, known_T)
-        if self.settings.kl == 0.0:
-            return _Anchor(old_logprobs_T, None)
-        with torch.no_grad(), self._adapter.disabled():
-            return _Anchor(old_logprobs_T, read_tokens(self.model, forward).logprobs_T)
-
-    def _set_learning_rate(self) -> None:
+    def _learn(self, module: str | None, members: Sequence[TrainableMember]) -> StepSums:
+        rows = cut_rows(members, cost=self._cost, budget=self.settings.token_budget, share=self._share)
         factor = rate_factor(
             self.steps_done + 1,
             shape=self.settings.schedule,
             warmup_steps=self.settings.warmup_steps,
             total_steps=self.settings.total_steps,
         )
-        for parameters in self._optimizer.param_groups:
-            parameters["lr"] = self.settings.learning_rate * factor
+        return self._learner(module).learn(rows, learning_rate=self.settings.learning_rate * factor)
+
+    def _learner(self, module: str | None) -> Learner:
+        """The learner of a module, made when the module is first seen."""
+        if module not in self._learners:
+            name = FIRST if module is None else self._adapters.add(module)
+            self._learners[module] = Learner(self._adapters, name, self.settings)
+        return self._learners[module]
+
+    def _adapter_of(self, module: str | None) -> str | None:
+        """The adapter that a request is answered with; None is the model alone, which a new adapter equals."""
+        from tracetune.trainers.endpoint.problems import Problem
+
+        if module is None:
+            raise Problem(
+                400,
+                "the policy has an adapter for each module and the request does not say which module it is of; "
+                "make it inside a decorated module, or send the header x-tracetune-module",
+                code="module_missing",
+            )
+        learner = self._learners.get(module)
+        return None if learner is None else learner.name
+
+    @contextmanager
+    def _random_numbers_of_the_step(self) -> Iterator[None]:
+        """Dropout that follows from the seed and the step's number, and disturbs nobody else's numbers."""
+        device = self.model.device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(self.settings.seed * 1_000_003 + self.steps_done)
+            yield
 
     def _state(self) -> TrainerState:
         return TrainerState(self.steps_done, self.settings.model_dump(), self._fingerprint)

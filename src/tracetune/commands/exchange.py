@@ -61,20 +61,30 @@ def serve(
 def import_files(
     store: NewStorePath,
     files: Annotated[list[Path], typer.Argument(metavar="FILE", help="What to import; - is standard input.")],
-    file_format: Annotated[str, typer.Option("--format", help="What the files are.")] = "otlp",
+    file_format: Annotated[
+        str,
+        typer.Option("--format", help="What the files are: otlp, openinference, langfuse, langsmith, openai or rows."),
+    ] = "otlp",
+    run: Annotated[str | None, typer.Option(help="The run that spans without one are recorded under.")] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=COLUMN", help="For rows: the column that holds it; may be given often."),
+    ] = None,
+    reward: Annotated[str, typer.Option(metavar="NAME", help="The score that is the reward.")] = "reward",
 ) -> None:
-    """Import traces from files, gzip and Zstandard unpacked.
+    """Import traces and logs from files, gzip and Zstandard unpacked.
 
     What the store has already is not imported twice. What cannot be read is said, with its
     place; the rest is imported, and the exit status is 1.
     """
-    from tracetune.adapters.formats import format_named
+    from tracetune.adapters.formats import FormatOptions, format_named
     from tracetune.commands.importing import Import
 
-    importing = Import(store, format_named(file_format), spooled_bytes=_SPOOLED_BYTES)
     for file in files:
         if file != Path("-") and (file.is_dir() or not file.exists()):
             raise InvalidInput(f"there is no file {file}; nothing was imported")
+    options = FormatOptions(columns=_columns(column or [], file_format), reward=reward)
+    importing = Import(store, format_named(file_format), options, run=run, spooled_bytes=_SPOOLED_BYTES)
     with _progress() as progress:
         task = progress.add_task("importing", total=None)
         for file in files:
@@ -89,33 +99,79 @@ def import_files(
         + (f", {report.conflicting} have the id of another" if report.conflicting else "")
         + f", {importing.refused + report.rejected} were refused"
     )
+    if file_format != "otlp":
+        _say_unfinished(importing.without())
     if importing.refused or report.rejected:
         raise typer.Exit(1)
 
 
-@app.command(epilog="Example: tracetune export traces.duckdb --otlp http://127.0.0.1:6006 --where \"run = 'try-1'\"")
+def _columns(pairs: list[str], file_format: str) -> dict[str, str]:
+    if pairs and file_format != "rows":
+        raise InvalidInput(f"--column is for --format rows; {file_format} has names of its own")
+    columns = {}
+    for pair in pairs:
+        name, equals, column = pair.partition("=")
+        if not (name and equals and column):
+            raise InvalidInput(f"--column {pair!r} is not NAME=COLUMN, such as completion=answer")
+        columns[name] = column
+    return columns
+
+
+def _say_unfinished(counts: dict[str, int]) -> None:
+    if counts["traces"] > 0:
+        say(f"{counts['traces']} traces hold no LM call: nothing in them can be trained on")
+    if counts["scores"] > 0:
+        say(f"{counts['scores']} scores are of traces or calls that are not here; they count once these are imported")
+
+
+@app.command(epilog="Example: tracetune export traces.duckdb --format sft -o rows.jsonl --where \"run = 'try-1'\"")
 def export(
     store: StorePath,
+    row_format: Annotated[
+        str | None,
+        typer.Option("--format", help="As rows to fine-tune with: sft, dpo, kto, parquet or hf."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="PATH", help="Where rows go; standard output by default.")
+    ] = None,
+    above: Annotated[
+        float | None, typer.Option(help="sft, hf: calls whose advantage is above it, not the best of each group.")
+    ] = None,
+    margin: Annotated[
+        float | None, typer.Option(help="dpo, hf: by how much the rewards of a pair must differ.")
+    ] = None,
     otlp: Annotated[
         str | None, typer.Option(metavar="URL", help="To an OTLP/HTTP server, such as http://127.0.0.1:4318.")
     ] = None,
     parquet: Annotated[Path | None, typer.Option(metavar="FOLDER", help="As Parquet files into a new folder.")] = None,
     where: Annotated[
-        str | None, typer.Option(metavar="SQL", help="A condition on the columns of the view rollouts.")
+        str | None,
+        typer.Option(metavar="SQL", help="A condition on the columns of the view rollouts; for rows, of calls."),
     ] = None,
     header: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=VALUE", help="A header of each request to the server; may be given often."),
     ] = None,
 ) -> None:
-    """Send what was recorded to Phoenix, Jaeger, a Collector or another OTLP server, or write it as Parquet files.
+    """Write what was recorded as rows to fine-tune with or as Parquet files, or send it to an OTLP server.
+
+    Rows are made of groups, as Grouping() makes them: sft and dpo in OpenAI's form, kto in
+    TRL's, parquet is the groups themselves with their tokens, hf a folder of all that for
+    Hugging Face's datasets. What no row could be made of is counted.
 
     To a server spans go as they came; scores, tokens and whatever else is not a span go as
     log records to servers that take those. Parquet files are rollouts, calls, spans and
     scores, in folders by run and day.
     """
-    if (otlp is None) == (parquet is None):
-        raise InvalidInput("say where to: either --otlp URL or --parquet FOLDER")
+    if [otlp, parquet, row_format].count(None) != 2:
+        raise InvalidInput("say where to: either --otlp URL, --parquet FOLDER or --format NAME")
+    if row_format is not None:
+        from tracetune.commands.rows import RowSettings, export_rows
+
+        export_rows(open_store(store), RowSettings(row_format, output, above, margin), where)
+        return
+    if (output, above, margin) != (None, None, None):
+        raise InvalidInput("--output, --above and --margin are for rows; name them with --format")
     if parquet is not None:
         counts = open_store(store).export_parquet(parquet, where)
         say(f"{parquet}: " + ", ".join(f"{count} {view}" for view, count in counts.items()))

@@ -68,10 +68,12 @@ class Checkpoints:
                 f"the checkpoint of step {state.step} could not be written to {self.folder} ({error}); free the disk, "
                 "then resume after the last one"
             ) from error
+        replaced = self.folder / f"replaced-{state.step:06d}-{os.getpid()}"
         if place.exists():
-            shutil.rmtree(place)
+            place.rename(replaced)
         unfinished.rename(place)
         _to_disk(self.folder)
+        shutil.rmtree(replaced, ignore_errors=True)
         complete = self._complete()
         for step in sorted(complete)[:-2]:
             shutil.rmtree(complete[step])

@@ -11,6 +11,7 @@ import random
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tracetune.errors import InvalidInput, RolloutsFailed, TracetuneWarning
 from tracetune.grouping import Store
@@ -30,6 +31,10 @@ from tracetune.types import (
     RolloutSet,
     StepReport,
 )
+from tracetune.types.teachers import teacher_of
+
+if TYPE_CHECKING:
+    from tracetune.online.teachers import Teachers
 
 OnStep = Callable[[int, dict[str, float]], None]
 
@@ -58,6 +63,7 @@ class OnlineEnvironment:
         display: ProgressDisplay,
         on_step: OnStep | None,
         export_env: bool,
+        teachers: Teachers | None = None,
     ) -> None:
         self.plan = plan
         self.journal: Journal = journal
@@ -72,6 +78,7 @@ class OnlineEnvironment:
         self._display = display
         self._on_step = on_step
         self._export_env = export_env
+        self._teachers = teachers
         self._any_success = False
 
     def examples(self, step: int) -> Sequence[Example]:
@@ -86,16 +93,25 @@ class OnlineEnvironment:
     def rollouts(self, examples: Sequence[Example], n: int, policy: Policy, split: str, *, step: int) -> RolloutSet:
         """Run the program n times on each example under a policy, and score it.
 
+        In the split "train" teachers make their shares of them.
+
         Raises:
             RolloutsFailed: if nothing has succeeded in this run so far, and every one of
                 these crashed or could not be scored: the cause is the first error.
+            NoCompletions: if a teacher's rollouts ask somebody else.
         """
         if self._export_env:
             os.environ.update(zip(EXPORTED, (policy.base_url, policy.api_key), strict=True))
-        requests = [RolloutRequest(example, index, split, step, policy) for example in examples for index in range(n)]
+        requests = [
+            RolloutRequest(example, index, split, step, maker)
+            for example in examples
+            for index, maker in enumerate(self._makers(example, n, policy, split, step))
+        ]
         with self._display.rollouts(split, step, len(requests)) as on_done:
             rollouts, failures = self._runner.run(requests, on_done)
         self._check(rollouts, failures, split, step)
+        if self._teachers is not None:
+            self._teachers.check(rollouts, step)
         return RolloutSet(self.plan.run, split, step, tuple(examples), tuple(rollouts))
 
     def groups(self, rollouts: RolloutSet, grouping: Grouping) -> GroupBatch:
@@ -128,12 +144,25 @@ class OnlineEnvironment:
         """Show and announce a finished step."""
         self.reports.append(report)
         figures = {name: value for name, value in report.as_dict().items() if isinstance(value, int | float)}
-        figures["reward"] = sum(map(self._worth, rollouts.rollouts)) / len(rollouts.rollouts)
+        own = [rollout for rollout in rollouts.rollouts if teacher_of(rollout.policy_version) is None]
+        taught = [rollout for rollout in rollouts.rollouts if teacher_of(rollout.policy_version) is not None]
+        figures["reward"] = sum(map(self._worth, own)) / len(own)
+        if taught:
+            figures["teacher_reward"] = sum(map(self._worth, taught)) / len(taught)
         figures["groups"] = len(batch)
         figures["failed"] = sum(rollout.status != "ok" for rollout in rollouts.rollouts)
         self._display.step(rollouts.step, figures)
         if self._on_step is not None:
             self._on_step(rollouts.step, figures)
+
+    def notice(self, text: str) -> None:
+        """Show a line of what goes on in a step that takes long."""
+        self._display.notice(text)
+
+    def _makers(self, example: Example, n: int, policy: Policy, split: str, step: int) -> list[Policy]:
+        if self._teachers is None or split != "train":
+            return [policy] * n
+        return self._teachers.policies_of(example, n, policy, step=step)
 
     def _worth(self, rollout: Rollout) -> float:
         return self.plan.grouping.failure_reward if rollout.reward is None else rollout.reward

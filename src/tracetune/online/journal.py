@@ -22,6 +22,7 @@ class SpoolJournal:
 
     def completion(self, completion: Completion) -> None:
         """Record one choice with its exact tokens."""
+        logprobs = completion.completion_logprobs
         body = {
             "response_id": completion.response_id,
             "choice": completion.choice,
@@ -29,7 +30,7 @@ class SpoolJournal:
             "policy_version": completion.policy_version,
             "prompt_token_ids": list(completion.prompt_token_ids),
             "completion_token_ids": list(completion.completion_token_ids),
-            "completion_logprobs": list(completion.completion_logprobs),
+            "completion_logprobs": None if logprobs is None else list(logprobs),
             "text": completion.text,
             "finish_reason": completion.finish_reason,
             "sampling": completion.sampling.model_dump(),

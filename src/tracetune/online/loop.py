@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tracetune.errors import CheckpointError, InvalidInput
 from tracetune.grouping import Store
@@ -26,7 +26,23 @@ from tracetune.recording import record
 from tracetune.tracer import is_program
 from tracetune.tracer import program as decorate_program
 from tracetune.trainers import make_trainer
-from tracetune.types import Evaluation, Example, Grouping, Plan, Policy, Sampling, StepReport, Trainer, Upstream
+from tracetune.types import (
+    Collective,
+    Evaluation,
+    Example,
+    Grouping,
+    Plan,
+    Policy,
+    Sampling,
+    StepReport,
+    Teacher,
+    Trainer,
+    Upstream,
+)
+from tracetune.types.teachers import checked_teachers
+
+if TYPE_CHECKING:
+    from tracetune.online.teachers import Teachers
 
 OPENAI_BASE_URL = "https://api.openai.com/v1"
 """Where OpenAI's clients go when nothing tells them otherwise."""
@@ -79,6 +95,7 @@ def optimize(
     timeout: float | None = 120.0,
     models: Mapping[str, str] | None = None,
     export_env: bool = False,
+    teachers: Sequence[Teacher] = (),
     seed: int = 0,
     resume: bool = False,
     progress: bool = True,
@@ -115,6 +132,8 @@ def optimize(
         export_env: point `OPENAI_BASE_URL` and `OPENAI_API_KEY` at the policy meanwhile;
             requests for models that are neither the policy nor in `models` are passed on
             to the address and key that stood there before.
+        teachers: other models, each of which makes its share of every example's training
+            rollouts; see `docs/teachers.md`. Validation is the policy's alone.
         seed: of the order of the examples.
         resume: go on from the last checkpoint of `run`, by default the newest run.
         progress: show a progress display on standard error.
@@ -147,52 +166,79 @@ def optimize(
     ):  # fmt: skip
         if number is not None and number <= 0:
             raise InvalidInput(f"{name} must be more than 0, not {number}")
-    learner = make_trainer(trainer, model=model) if isinstance(trainer, str) else trainer
-    path = Path(store)
-    database = Store(path)
-    name = _run_name(run, path, database, resume=resume)
-    checkpoints = Checkpoints(path, name)
-    done = checkpoints.latest_step()  # 0 unless it resumes: a new run has a name without checkpoints
-    plan = Plan(
-        run=name,
-        steps=steps,
-        examples_per_step=examples_per_step,
-        rollouts=rollouts,
-        grouping=grouping or Grouping(),
-        sampling=sampling or Sampling(temperature=1.0, top_p=1.0),
-        validate_every=validate_every,
-        models=dict(models or {}),
-        upstream=_upstream() if export_env else None,
-        seed=seed,
-    )
-    with ExitStack() as stack:
-        if export_env:
-            stack.enter_context(_environment_variables_kept())
-        recording = stack.enter_context(record(path, run=name))
-        journal = SpoolJournal(recording.spool, name)
-        if resume:
-            journal.supersede(done + 1)
-        traced = program if is_program(program) else decorate_program(program)
-        runner = RolloutRunner(traced, reward, max_concurrency=max_concurrency, timeout=timeout)
-        stack.callback(runner.close)
-        display = stack.enter_context(ProgressDisplay(name, steps, first=done, shown=progress))
-        env = OnlineEnvironment(
-            plan=plan,
-            train=training,
-            val=validation,
-            store=database,
-            journal=journal,
-            checkpoints=checkpoints,
-            resume_from=checkpoints.latest(),
-            runner=runner,
-            display=display,
-            on_step=on_step,
-            export_env=export_env,
+    if teachers and export_env:
+        raise InvalidInput(
+            "export_env is for clients that are made once for all rollouts, and teachers need one for each; leave one "
+            "of them out, and build the client from tt.policy() inside the program"
         )
-        policy = learner.fit(env)
-    database.ingest()
-    before, after = env.evaluations.get(done), env.evaluations.get(max(done, steps))
-    return Result(name, path, policy, before, after, env.evaluations, env.reports, checkpoints.latest())
+    learner = make_trainer(trainer, model=model) if isinstance(trainer, str) else trainer
+    if teachers and not learner.capabilities.weights:
+        raise InvalidInput("this trainer changes no weights and learns from no teacher; leave teachers out")
+
+    def run_here() -> Result:
+        path = Path(store)
+        database = Store(path)
+        name = _run_name(run, path, database, resume=resume)
+        checkpoints = Checkpoints(path, name)
+        done = checkpoints.latest_step()  # 0 unless it resumes: a new run has a name without checkpoints
+        plan = Plan(
+            run=name,
+            steps=steps,
+            examples_per_step=examples_per_step,
+            rollouts=rollouts,
+            grouping=grouping or Grouping(),
+            sampling=sampling or Sampling(temperature=1.0, top_p=1.0),
+            validate_every=validate_every,
+            models=dict(models or {}),
+            upstream=_upstream() if export_env else None,
+            seed=seed,
+            teachers=checked_teachers(teachers, rollouts),
+        )
+        with ExitStack() as stack:
+            if export_env:
+                stack.enter_context(_environment_variables_kept())
+            recording = stack.enter_context(record(path, run=name))
+            journal = SpoolJournal(recording.spool, name)
+            if resume:
+                journal.supersede(done + 1)
+            traced = program if is_program(program) else decorate_program(program)
+            runner = RolloutRunner(traced, reward, max_concurrency=max_concurrency, timeout=timeout)
+            stack.callback(runner.close)
+            display = stack.enter_context(ProgressDisplay(name, steps, first=done, shown=progress))
+            env = OnlineEnvironment(
+                plan=plan,
+                train=training,
+                val=validation,
+                store=database,
+                journal=journal,
+                checkpoints=checkpoints,
+                resume_from=checkpoints.latest(),
+                runner=runner,
+                display=display,
+                on_step=on_step,
+                export_env=export_env,
+                teachers=_served(plan, journal, done, stack),
+            )
+            policy = learner.fit(env)
+        database.ingest()
+        before, after = env.evaluations.get(done), env.evaluations.get(max(done, steps))
+        return Result(name, path, policy, before, after, env.evaluations, env.reports, checkpoints.latest())
+
+    # Of several processes that train together, one runs the program, and the others learn with it.
+    return learner.together(run_here) if isinstance(learner, Collective) else run_here()
+
+
+def _served(plan: Plan, journal: SpoolJournal, step: int, stack: ExitStack) -> Teachers | None:
+    """The plan's teachers, answering until the stack ends, and recorded as policies; None where there are none."""
+    if not plan.teachers:
+        return None
+    # Here and not above: a run without teachers needs no web server of its own.
+    from tracetune.online.teachers import Teachers
+
+    teachers = stack.enter_context(Teachers(plan, journal))
+    for policy in teachers.policies():
+        journal.policy(policy, step=step, trainer="teacher")
+    return teachers
 
 
 def _examples(values: Iterable[Example | Mapping[str, Any]], what: str) -> list[Example]:

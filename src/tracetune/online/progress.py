@@ -75,6 +75,10 @@ class ProgressDisplay:
         if not self._console.is_terminal:
             self._console.print(f"step {step}/{self._steps} {text} {figures['seconds']:.1f} s", highlight=False)
 
+    def notice(self, text: str) -> None:
+        """Show a line of what goes on in a step that takes long."""
+        self._console.print(escape(text), highlight=False)
+
     def evaluation(self, step: int, evaluation: Evaluation) -> None:
         """Show how a policy did on the validation set."""
         failed = f", {evaluation.failed} failed" if evaluation.failed else ""

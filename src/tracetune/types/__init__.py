@@ -12,6 +12,7 @@ from tracetune.types.policies import Policy, Upstream
 from tracetune.types.protocols import (
     Capabilities,
     Checkpoint,
+    Collective,
     Environment,
     Journal,
     Plan,
@@ -19,11 +20,13 @@ from tracetune.types.protocols import (
 )
 from tracetune.types.reports import StepReport
 from tracetune.types.rollouts import Call, Rollout, RolloutSet
+from tracetune.types.teachers import Teacher
 
 __all__ = [
     "Call",
     "Capabilities",
     "Checkpoint",
+    "Collective",
     "Completion",
     "Environment",
     "Evaluation",
@@ -41,6 +44,7 @@ __all__ = [
     "Sampling",
     "Score",
     "StepReport",
+    "Teacher",
     "Trainer",
     "Upstream",
 ]

@@ -51,7 +51,8 @@ class Completion:
         completion_token_ids: every sampled token, the end token or the one that
             completed a stop string included.
         completion_logprobs: natural logarithms, one for each completion token, of the
-            distribution that was sampled from (temperature applied).
+            distribution that was sampled from (temperature applied); None where they are not
+            known, or are those of a distribution that was bent or cut otherwise than `sampling` says.
         text: what the client received.
         finish_reason: "stop", "length" or "cancelled".
         sampling: what was in force, with every default filled in.
@@ -67,7 +68,7 @@ class Completion:
     policy_version: str
     prompt_token_ids: Sequence[int]
     completion_token_ids: Sequence[int]
-    completion_logprobs: Sequence[float]
+    completion_logprobs: Sequence[float] | None
     text: str
     finish_reason: str
     sampling: Sampling = field(default_factory=Sampling)

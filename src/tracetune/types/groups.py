@@ -26,6 +26,8 @@ class Member:
             members; members that share it are one unit. Its own slot otherwise.
         teacher: the name of the teacher that sampled it; None where the policy did, of
             whatever version.
+        tool_calls: the tools that the completion calls, in OpenAI's chat shape; `text` is
+            what it says beside them.
     """
 
     call_id: str
@@ -44,6 +46,7 @@ class Member:
     on_policy: bool = True
     trajectory: int = 0
     teacher: str | None = None
+    tool_calls: Sequence[Mapping[str, Any]] = ()
 
     @property
     def is_exact(self) -> bool:

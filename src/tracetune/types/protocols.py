@@ -6,10 +6,10 @@ A trainer turns groups into the next policy. It sees the world only through an
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from tracetune.types.completions import Completion, Sampling
 from tracetune.types.examples import Evaluation, Example
@@ -18,6 +18,9 @@ from tracetune.types.groups import GroupBatch
 from tracetune.types.policies import Policy, Upstream
 from tracetune.types.reports import StepReport
 from tracetune.types.rollouts import RolloutSet
+from tracetune.types.teachers import Teacher
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +61,9 @@ class Journal(Protocol):
 class Checkpoint(Protocol):
     """All that a trainer needs to go on after `step`; the environment keeps it atomically."""
 
-    step: int
+    @property
+    def step(self) -> int:
+        """The step that it is kept under."""
 
     def save(self, folder: Path) -> None:
         """Write it into an empty folder, as safetensors and JSON."""
@@ -79,6 +84,7 @@ class Plan:
         models: names that programs have hard-coded, mapped to the policy's.
         upstream: where requests for other models go; None refuses them.
         seed: of the order of examples, and of whatever a trainer draws.
+        teachers: who makes a share of the training rollouts in place of the policy.
     """
 
     run: str
@@ -91,6 +97,7 @@ class Plan:
     models: Mapping[str, str] = field(default_factory=dict)
     upstream: Upstream | None = None
     seed: int = 0
+    teachers: tuple[Teacher, ...] = ()
 
 
 class Environment(Protocol):
@@ -114,7 +121,10 @@ class Environment(Protocol):
         """The training examples of a step: the same ones whenever they are asked for."""
 
     def rollouts(self, examples: Sequence[Example], n: int, policy: Policy, split: str, *, step: int) -> RolloutSet:
-        """Run the program n times on each example under a policy, and score it."""
+        """Run the program n times on each example under a policy, and score it.
+
+        In the split "train" the plan's teachers make their shares of them.
+        """
 
     def groups(self, rollouts: RolloutSet, grouping: Grouping) -> GroupBatch:
         """Align the calls of those rollouts."""
@@ -127,6 +137,9 @@ class Environment(Protocol):
 
     def report(self, report: StepReport, rollouts: RolloutSet, batch: GroupBatch) -> None:
         """Show and announce a finished step."""
+
+    def notice(self, text: str) -> None:
+        """Show a line of what goes on in a step that takes long."""
 
 
 @runtime_checkable
@@ -141,3 +154,11 @@ class Trainer(Protocol):
         Where there are validation examples, it has the environment evaluate the policy
         before the first step and after the last.
         """
+
+
+@runtime_checkable
+class Collective(Protocol):
+    """A trainer that several processes may run at once, of which one leads."""
+
+    def together(self, work: Callable[[], T]) -> T:
+        """What `work` gives: the leading process does it, the others take part in its steps meanwhile."""

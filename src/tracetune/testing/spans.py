@@ -1,4 +1,4 @@
-"""For tests of programs that are traced: ids and times that repeat, and the spans of a spool as plain values.
+"""Spans of a test as plain values: ids and times that repeat, and what a spool holds.
 
 with deterministic(), tracetune.record(store):
     find("water is wet")

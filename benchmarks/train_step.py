@@ -7,19 +7,28 @@ gradients of the first step are compared before anything is timed. TRL runs its 
 of these defaults, gradient checkpointing, trades time for memory: the last column has
 the ratio with it turned off.
 
-    python benchmarks/training_step.py
-    python benchmarks/training_step.py --hidden 64 --layers 2 --vocabulary 512 --scale 0.25 --repeats 1
+Memory is what a step needs beyond what its side held before: the peak of the resident set
+during the first step, each side in a process of its own (Linux tells it; elsewhere there is
+no figure).
+
+    python benchmarks/train_step.py
+    python benchmarks/train_step.py --hidden 64 --layers 2 --vocabulary 512 --scale 0.25 --repeats 1
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
+import json
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +64,19 @@ def main() -> None:
     options = arguments()
     torch.set_num_threads(options.threads)
     warnings.filterwarnings("ignore")
+    if options.memory_of:
+        side, place = options.memory_of.split("/")
+        print(json.dumps(peak_of_a_step(side, SHAPES[int(place)], options)))
+        return
     print(
         f"{sum(weight.numel() for weight in make_model(options).parameters()) / 1e6:.1f}M Llama, LoRA r 16, "
         f"{options.members} completions, {options.threads} threads, median of {options.repeats}\n"
     )
-    print("| prompt / completion | TRL | tracetune | ratio | bar | gradients | ratio without checkpointing |")
-    print("| --- | ---: | ---: | ---: | ---: | --- | ---: |")
+    print(
+        "| prompt / completion | TRL | tracetune | ratio | bar | gradients | peak memory, TRL | tracetune "
+        "| ratio without checkpointing |"
+    )
+    print("| --- | ---: | ---: | ---: | ---: | --- | ---: | ---: | ---: |")
     for shape in SHAPES:
         with tempfile.TemporaryDirectory() as folder:
             print(measure(shape, options, Path(folder)), flush=True)
@@ -76,18 +92,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--scale", type=float, default=1.0, help="of the lengths of prompts and completions")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 def measure(shape: Shape, options: argparse.Namespace, folder: Path) -> str:
     """One row of the table: both sides in turn."""
     group = make_group(shape, options)
-    ours = LocalTrainer(
-        (make_model(options), make_tokenizer(options)),
-        learning_rate=LEARNING_RATE,
-        max_grad_norm=1.0,
-        threads=options.threads,
-    )
+    ours = our_trainer(options)
     theirs = {checkpointing: trl_trainer(options, folder, ours, checkpointing) for checkpointing in (True, False)}
     inputs = trl_inputs(group)
     batch = GroupBatch([group])
@@ -105,12 +117,58 @@ def measure(shape: Shape, options: argparse.Namespace, folder: Path) -> str:
             run()
             seconds[side].append(time.perf_counter() - started)
     median = {side: statistics.median(times) for side, times in seconds.items()}
+    peaks = [memory_in_a_process(side, shape) for side in ("TRL", "ours")]
     name = f"{shape.prompt} / {shape.completion}, " + (
         "one prompt" if shape.prompts == 1 else f"{shape.prompts} prompts"
     )
     return (
         f"| {name} | {median['TRL']:.2f} s | {median['ours']:.2f} s | {median['TRL'] / median['ours']:.1f}x "
-        f"| {shape.bar:g}x | {agreement} | {median['plain'] / median['ours']:.1f}x |"
+        f"| {shape.bar:g}x | {agreement} | {peaks[0]} | {peaks[1]} | {median['plain'] / median['ours']:.1f}x |"
+    )
+
+
+def memory_in_a_process(side: str, shape: Shape) -> str:
+    """What a step of one side needs, measured by a fresh process with our own arguments."""
+    arguments = [*sys.argv[1:], "--memory-of", f"{side}/{SHAPES.index(shape)}"]
+    done = subprocess.run([sys.executable, __file__, *arguments], capture_output=True, text=True, check=True)
+    peak = json.loads(done.stdout.splitlines()[-1])
+    return "not known here" if peak is None else f"{peak:.0f} MB"
+
+
+def peak_of_a_step(side: str, shape: Shape, options: argparse.Namespace) -> float | None:
+    """MB of the resident set that a first step has at its peak, beyond what was there before it."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return None
+
+    def megabytes(name: str) -> float:
+        (line,) = (line for line in status.read_text().splitlines() if line.startswith(f"{name}:"))
+        return int(line.split()[1]) / 1024
+
+    group = make_group(shape, options)
+    ours = our_trainer(options)
+    with tempfile.TemporaryDirectory() as folder:
+        if side == "ours":
+            run, batch = ours.step, GroupBatch([group])
+        else:
+            theirs = trl_trainer(options, Path(folder), ours, checkpointing=True)
+            del ours
+            run, batch = partial(trl_step, theirs), trl_inputs(group)
+        gc.collect()
+        # From here on the peak is that of what follows, not of what made the models.
+        Path("/proc/self/clear_refs").write_text("5")
+        before = megabytes("VmRSS")
+        run(batch)
+        return megabytes("VmHWM") - before
+
+
+def our_trainer(options: argparse.Namespace) -> LocalTrainer:
+    """The local trainer, with the defaults of both."""
+    return LocalTrainer(
+        (make_model(options), make_tokenizer(options)),
+        learning_rate=LEARNING_RATE,
+        max_grad_norm=1.0,
+        threads=options.threads,
     )
 
 

@@ -1,0 +1,5 @@
+"""Logs are imported by the command line."""
+
+from cli.conftest import tracetune
+
+__all__ = ["tracetune"]
