@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from tracetune.trainers.base import Endpoint, WeightTrainer
 from tracetune.trainers.local.checkpoint import TrainerState, model_fingerprint, read_checkpoint, save_checkpoint
 from tracetune.trainers.local.export import export_merged
 from tracetune.trainers.local.learner import Learner
+from tracetune.trainers.local.likelihood import Measured, measured_completions
 from tracetune.trainers.local.lora import FIRST, Adapters, derived_seed
 from tracetune.trainers.local.members import (
     TrainableMember,
@@ -30,7 +32,7 @@ from tracetune.trainers.local.schedule import rate_factor
 from tracetune.trainers.local.settings import LocalSettings
 from tracetune.trainers.local.sharing import cost_of, shares_prefixes
 from tracetune.trainers.local.tokens import MemberTokeniser
-from tracetune.types import Capabilities, Environment, GroupBatch, Plan, StepReport
+from tracetune.types import Capabilities, Environment, GroupBatch, Likelihood, Plan, StepReport
 
 
 class LocalTrainer(WeightTrainer):
@@ -162,6 +164,24 @@ class LocalTrainer(WeightTrainer):
             seconds=time.perf_counter() - started,
             skipped=+skipped,
         )
+
+    def likelihood(self, batch: GroupBatch) -> Likelihood:
+        """How likely the good and the bad completions of a batch are, by the adapters as they are now."""
+        torch.set_num_threads(self._threads)
+        found: list[Measured] = []
+        parts: Mapping[Any, GroupBatch] = parts_by_module(batch) if self.settings.adapter_per_module else {None: batch}
+        for module, part in parts.items():
+            members, _ = self._trainable(part)
+            rows = cut_rows(members, cost=self._cost, budget=self.settings.token_budget, share=self._share)
+            if module in self._learners:
+                self._adapters.use(self._learners[module].name)
+                found += measured_completions(self.model, rows, self.settings.token_budget)
+            else:
+                with self._adapters.disabled():
+                    found += measured_completions(self.model, rows, self.settings.token_budget)
+        good = [logprob for advantage, logprob in found if advantage > 0]
+        bad = [logprob for advantage, logprob in found if advantage < 0]
+        return Likelihood(fmean(good) if good else None, fmean(bad) if bad else None, len(found))
 
     def save(self, folder: Path) -> None:
         """Write adapters, optimisers, random states and settings into a folder, as safetensors and JSON."""
