@@ -7,6 +7,7 @@ while the trainer holds it (`exclusive`), and nothing is trained while a row is 
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -319,7 +320,9 @@ class Decoder:
         for index, (row, token, logprob) in enumerate(zip(rows, drawn.tokens, drawn.logprobs, strict=True)):
             if row.top_logprobs:
                 best = drawn.logprobs_BV[index].topk(row.top_logprobs)
-                row.alternatives.append(list(zip(best.indices.tolist(), best.values.tolist(), strict=True)))
+                pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+                # What was ruled out is no alternative, and its infinity no JSON.
+                row.alternatives.append([pair for pair in pairs if pair[1] > -math.inf])
             if row.constraint is not None and row.constraint.failure is not None:
                 message = f"the grammar of 'response_format' failed: {row.constraint.failure:.300}; simplify its schema"
                 self._finish(row, "cancelled", Problem(500, message, "response_format"))
