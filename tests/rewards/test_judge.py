@@ -116,13 +116,14 @@ def test_a_server_that_hangs_is_given_up_after_the_timeout(server):
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404])
-def test_trouble_that_does_not_pass_is_said_at_once(server, status):
-    """A wrong key or name is an error after one request; the key does not stand in it."""
+def test_trouble_that_does_not_pass_is_said_at_once(server, capsys, status):
+    """A wrong key or name is an error after one request; the key does not stand in it, and nothing is printed."""
     server.answers = [(status, {})]
     with pytest.raises(JudgeError, match=r"openai/judge could not be asked, after 1 attempt \(") as caught:
         judge("right", **server.settings)(SUM, "four")
     assert len(server.requests) == 1
     assert "secret-key" not in str(caught.value)
+    assert capsys.readouterr() == ("", "")
 
 
 def test_nobody_at_the_address_is_an_error_after_all_attempts(server):
