@@ -1,12 +1,13 @@
 """The edges: what records the LM calls of clients and frameworks that know nothing of tracetune.
 
-Each adapter patches one package and can undo it. `tracetune.record` switches on all that
-are available and off again; `instrument` does the same for one by hand. Traces that others
+Each adapter patches one package and can undo it. `tracetune.record` switches on those of the
+packages in use and off again; `instrument` does the same for one by hand. Traces that others
 recorded come in by `formats` and `otlp`.
 """
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable
 from importlib import import_module
@@ -14,10 +15,16 @@ from importlib.util import find_spec
 
 from tracetune.errors import InvalidInput, MissingDependency
 
-__all__ = ["available", "instrument", "uninstrument"]
+__all__ = ["available", "in_use", "instrument", "uninstrument"]
 
 # Package, and the module here whose `install` patches it and gives the function that undoes that.
-_ADAPTERS = {"openai": "tracetune.adapters.openai"}
+_ADAPTERS = {
+    "openai": "tracetune.adapters.openai",
+    "langchain": "tracetune.adapters.langchain",
+    "litellm": "tracetune.adapters.litellm",
+    "dspy": "tracetune.adapters.dspy",
+}
+_PACKAGES = {"langchain": "langchain_core"}  # where it is not called as the adapter is
 
 _lock = threading.Lock()
 _depths: dict[str, int] = {}
@@ -29,9 +36,22 @@ def available() -> list[str]:
 
     Example:
         >>> available()  # doctest: +SKIP
-        ['openai']
+        ['openai', 'langchain', 'litellm', 'dspy']
     """
-    return [name for name in _ADAPTERS if find_spec(name) is not None]
+    return [name for name in _ADAPTERS if _is_installed(name)]
+
+
+def in_use() -> list[str]:
+    """The names of the adapters that `tracetune.record` switches on by itself.
+
+    These are OpenAI's, where it is installed, and those of the frameworks that the program
+    has imported: importing one that it does not use would cost seconds.
+
+    Example:
+        >>> "openai" in in_use()
+        True
+    """
+    return [name for name in available() if name == "openai" or _package(name) in sys.modules]
 
 
 def instrument(name: str) -> None:
@@ -46,7 +66,7 @@ def instrument(name: str) -> None:
         >>> uninstrument("openai")
     """
     _check(name)
-    if find_spec(name) is None:
+    if not _is_installed(name):
         raise MissingDependency(
             f'the adapter {name!r} needs its package; install it with pip install "tracetune[{name}]"'
         )
@@ -74,3 +94,11 @@ def uninstrument(name: str) -> None:
 def _check(name: str) -> None:
     if name not in _ADAPTERS:
         raise InvalidInput(f"there is no adapter called {name!r}; there are: {', '.join(_ADAPTERS)}")
+
+
+def _package(name: str) -> str:
+    return _PACKAGES.get(name, name)
+
+
+def _is_installed(name: str) -> bool:
+    return find_spec(_package(name)) is not None

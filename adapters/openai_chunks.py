@@ -1,4 +1,4 @@
-"""The chunks of a streamed chat completion, put together again."""
+"""The chunks of a streamed chat completion, put together again: OpenAI's, and litellm's, which have fewer fields."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Collected:
     def _add(self, chunk: Any) -> None:
         self._response_id = self._response_id or chunk.id
         self._model = self._model or chunk.model
-        self._usage = chunk.usage or self._usage
+        self._usage = getattr(chunk, "usage", None) or self._usage
         for choice in chunk.choices or ():
             self._choices.setdefault(choice.index, _StreamedChoice()).add(choice)
 
@@ -70,9 +70,9 @@ class _StreamedChoice:
             return
         if delta.content:
             self._texts.append(delta.content)
-        if delta.refusal:
+        if getattr(delta, "refusal", None):
             self._refusals.append(delta.refusal)
-        for piece in delta.tool_calls or ():
+        for piece in getattr(delta, "tool_calls", None) or ():
             call = self._tool_calls.setdefault(
                 piece.index, {"id": None, "type": "function", "function": {"name": "", "arguments": ""}}
             )

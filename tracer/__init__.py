@@ -4,8 +4,11 @@ Decorated functions and LM calls become OpenTelemetry spans, written as they end
 spool beside a store. Nothing here knows the store, a trainer or an LM client.
 """
 
-from tracetune.tracer.calls import Choice, LMCall, record_call
+from tracetune.tracer.calls import Choice, LMCall
 from tracetune.tracer.decorators import is_program, module, program, tool
+from tracetune.tracer.executions import Node, OpenExecution
+from tracetune.tracer.made_calls import record_call
+from tracetune.tracer.outcomes import count_as_format_error
 from tracetune.tracer.rollouts import RolloutHandle, policy, rollout
 from tracetune.tracer.scores import reward, scoring
 from tracetune.tracer.session import Recording, recording, spool_folder
@@ -14,10 +17,13 @@ from tracetune.tracer.spool import Spool, SpoolCounts
 __all__ = [
     "Choice",
     "LMCall",
+    "Node",
+    "OpenExecution",
     "Recording",
     "RolloutHandle",
     "Spool",
     "SpoolCounts",
+    "count_as_format_error",
     "is_program",
     "module",
     "policy",

@@ -1,4 +1,4 @@
-"""LM calls: the spans that adapters and home-made clients record.
+"""LM calls: the spans that adapters record.
 
 An adapter begins a call before its request goes out, sends the call's headers with it,
 and ends it with what came back. Which module a call belongs to was settled by the scope
@@ -15,15 +15,23 @@ from typing import Any, NamedTuple
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
+from opentelemetry.context import Context
 from opentelemetry.trace import SpanKind
 
 from tracetune.tracer import foreign, names, session, sources
 from tracetune.tracer.capture import MESSAGES_LIMIT
 from tracetune.tracer.messages import to_genai
 from tracetune.tracer.outcomes import FAILED, record_failure, status_of
-from tracetune.tracer.scope import OpenCall, Scope, current_scope, with_scope, with_scope_and_span
+from tracetune.tracer.scope import (
+    OpenCall,
+    Scope,
+    current_scope,
+    enclosing_context,
+    with_scope,
+    with_scope_and_span,
+)
 from tracetune.tracer.spans import RecordedSpan
-from tracetune.types import Call, Sampling
+from tracetune.types import Call
 
 _SAMPLING = {
     "temperature": names.TEMPERATURE,
@@ -64,11 +72,19 @@ class LMCall:
         True
     """
 
-    def __init__(self, recorder: session.Session, scope: Scope, span: RecordedSpan | None, open_call: OpenCall) -> None:
+    def __init__(
+        self,
+        recorder: session.Session,
+        scope: Scope,
+        here: Context,
+        span: RecordedSpan | None,
+        open_call: OpenCall,
+    ) -> None:
         self.id = open_call.span_id
         self.module = scope.execution.module if scope.execution is not None else None
         self._recorder = recorder
         self._scope = scope
+        self._here = here
         self._span = span
         self._open = open_call
         self._messages: list[dict[str, Any]] = []
@@ -90,6 +106,8 @@ class LMCall:
         provider: str = "openai",
         *,
         started_at: int | None = None,
+        context: Context | None = None,
+        is_made: bool = False,
     ) -> LMCall | None:
         """Begin a call in the scope that this is called in.
 
@@ -100,6 +118,8 @@ class LMCall:
                 max_tokens, seed, stop and n; those that are None are left out.
             provider: whose API it is.
             started_at: nanoseconds since the epoch; now by default.
+            context: where it is made; by default where this is called.
+            is_made: it has been made already, so a rollout that was closed meanwhile has it recorded as late.
 
         Returns:
             The call, or None where nothing records.
@@ -108,13 +128,14 @@ class LMCall:
             RolloutClosed: if the rollout was closed from outside.
         """
         recorder = session.active
-        scope = current_scope(recorder)
-        if scope.rollout is not None and scope.call_kind == "call":
+        here = enclosing_context() if context is None else context
+        scope = current_scope(recorder, here)
+        if scope.rollout is not None and scope.call_kind == "call" and not is_made:
             scope.rollout.check_open()
         if recorder is None:
             return None
         try:
-            return cls._begin(recorder, scope, messages, model, sampling, provider, started_at)
+            return cls._begin(recorder, here, messages, model, sampling, provider, started_at)
         except Exception as error:  # noqa: BLE001  tracing must not raise into the program
             _complain(recorder, error)
             return None
@@ -123,25 +144,26 @@ class LMCall:
     def _begin(
         cls,
         recorder: session.Session,
-        scope: Scope,
+        here: Context,
         messages: Sequence[Mapping[str, Any]],
         model: str,
         sampling: Mapping[str, Any] | None,
         provider: str,
         started_at: int | None,
     ) -> LMCall:
+        scope = current_scope(recorder, here)
         if scope.rollout is not None and not scope.rollout.has_started:
             scope.rollout.start()
         is_kept = scope.rollout is None or scope.rollout.is_sampled
         parts = to_genai(messages) if is_kept else []
         turn = scope.next_turn()
         if not is_kept:
-            call = cls(recorder, scope, None, OpenCall(f"{sources.span_id():016x}", turn))
+            call = cls(recorder, scope, here, None, OpenCall(f"{sources.span_id():016x}", turn))
             call._messages = [dict(message) for message in messages]
             return call
         attributes = scope.call_attributes()
         attributes[names.TURN] = turn
-        enclosing = trace.get_current_span()
+        enclosing = trace.get_current_span(here)
         if names.LM_PARENT not in attributes and foreign.is_lm_span(enclosing):
             attributes[names.LM_PARENT] = f"{enclosing.get_span_context().span_id:016x}"
         attributes[names.OPERATION] = "chat"
@@ -152,12 +174,12 @@ class LMCall:
                 attributes[_SAMPLING[name]] = [value] if name == "stop" and isinstance(value, str) else value
         span = recorder.start_span(
             f"chat {model}",
-            otel_context.get_current(),
+            here,
             attributes,
             kind=SpanKind.CLIENT,
             start_time=started_at or sources.now(),
         )
-        call = cls(recorder, scope, span, OpenCall(span.id, turn))
+        call = cls(recorder, scope, here, span, OpenCall(span.id, turn))
         call._capture(span, names.INPUT_MESSAGES, parts)
         call._messages = [dict(message) for message in messages]
         return call
@@ -171,14 +193,24 @@ class LMCall:
             headers[names.HEADER_MODULE] = self.module
         return headers
 
-    @contextmanager
-    def entered(self) -> Iterator[None]:
-        """Make the request inside this block: what other instrumentations see of it belongs to this call."""
+    @property
+    def context(self) -> Context:
+        """Where the request is made: what other instrumentations see of it there belongs to this call."""
         scope = self._scope
         inner = Scope(scope.setting, scope.rollout, scope.executions, scope.execution, self._open, scope.call_kind)
-        here = otel_context.get_current()
-        within = with_scope(inner, here) if self._span is None else with_scope_and_span(inner, self._span, here)
-        token = otel_context.attach(within)
+        return (
+            with_scope(inner, self._here) if self._span is None else with_scope_and_span(inner, self._span, self._here)
+        )
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether it is being made, and no other instrumentation has reported it yet."""
+        return not (self._has_ended or self._open.has_inner)
+
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        """Make the request inside this block, in the call's context."""
+        token = otel_context.attach(self.context)
         try:
             yield
         finally:
@@ -305,49 +337,6 @@ class LMCall:
                 response_id=response_id,
                 status=status,
             )
-
-
-def record_call(
-    *,
-    messages: Sequence[Mapping[str, Any]],
-    completion: str,
-    response_id: str | None = None,
-    model: str = "",
-    finish_reason: str | None = None,
-    started_at: int | None = None,
-    sampling: Sampling | Mapping[str, Any] | None = None,
-    provider: str = "custom",
-) -> str | None:
-    """Record a call that a home-made client has made, in the scope that this is called in.
-
-    Args:
-        messages: the prompt in OpenAI's chat shape.
-        completion: the text that came back.
-        response_id: as the client received it; joins the call to the endpoint's exact tokens.
-        model: its name.
-        finish_reason: "stop", "length" and so on.
-        started_at: nanoseconds since the epoch; now by default.
-        sampling: what the request asked for.
-        provider: whose API it is.
-
-    Returns:
-        The call's id, or None where nothing records.
-
-    Example:
-        >>> record_call(messages=[{"role": "user", "content": "2 + 2?"}], completion="4")
-    """
-    recorder = session.active
-    if recorder is None:
-        return None
-    asked = sampling.model_dump() if isinstance(sampling, Sampling) else sampling
-    # A rollout that was closed meanwhile refuses new calls; this one has been made, and is recorded as late.
-    try:
-        call = LMCall._begin(recorder, current_scope(recorder), messages, model, asked, provider, started_at)
-    except Exception as error:  # noqa: BLE001  tracing must not raise into the program
-        _complain(recorder, error)
-        return None
-    call.end(response_id=response_id, choices=[Choice(completion, finish_reason)])
-    return call.id
 
 
 def _output_message(choice: Choice) -> dict[str, Any]:

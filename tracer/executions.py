@@ -13,16 +13,23 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from opentelemetry import context as otel_context
 from opentelemetry.context import Context
 from opentelemetry.trace import SpanKind
 
 from tracetune.errors import InvalidInput
-from tracetune.tracer import names, sources
+from tracetune.tracer import names, session, sources
 from tracetune.tracer.capture import VALUE_LIMIT
 from tracetune.tracer.outcomes import FAILED, record_failure
 from tracetune.tracer.rollouts import RolloutHandle
-from tracetune.tracer.scope import Execution, Executions, Scope, current_scope, with_scope, with_scope_and_span
+from tracetune.tracer.scope import (
+    Execution,
+    Executions,
+    Scope,
+    current_scope,
+    enclosing_context,
+    with_scope,
+    with_scope_and_span,
+)
 from tracetune.tracer.session import Session
 from tracetune.tracer.spans import RecordedSpan
 
@@ -35,60 +42,41 @@ _open: set[OpenExecution] = set()
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
-class Traced:
-    """A decorated function: its name, its parameters, and how an execution of it begins.
+class Node:
+    """A program, module or tool by its name: a decorated function, or a framework's node.
 
     Args:
         kind: "program", "module" or "tool".
-        function: what is decorated.
-        name: the module's name; the function's own by default.
-        key: given the arguments it names, gives the execution's key.
+        name: the module's name.
     """
 
-    def __init__(
-        self, kind: str, function: Callable[..., Any], name: str | None, key: Callable[..., object] | None
-    ) -> None:
+    def __init__(self, kind: str, name: str) -> None:
         self.kind = kind
-        self.name: str = name or getattr(function, "__name__", None) or type(function).__name__
-        self._key = key
-        parameters = _parameters(function)
-        self._positional = [name for name, parameter in parameters.items() if parameter.kind in _POSITIONAL]
-        self._rest = next((name for name, p in parameters.items() if p.kind is p.VAR_POSITIONAL), "args")
-        # The instance or class that a method is called on is no input of the program's.
-        self._owner = self._positional[0] if self._positional and self._positional[0] in ("self", "cls") else None
-        self._defaults = {name: p.default for name, p in parameters.items() if p.default is not p.empty}
-        self._key_names = self._names_of_key(key, parameters) if key is not None else ()
+        self.name = name
 
-    def _names_of_key(self, key: Callable[..., object], parameters: Mapping[str, inspect.Parameter]) -> tuple[str, ...]:
-        takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-        wanted = tuple(_parameters(key))
-        unknown = [name for name in wanted if name not in parameters]
-        if unknown and not takes_any:
-            raise InvalidInput(
-                f"the key of {self.kind} {self.name!r} asks for {', '.join(unknown)}, but the function's arguments are "
-                f"{', '.join(parameters) or 'none'}; name its arguments as the function does"
-            )
-        return wanted
+    def enter(
+        self, arguments: Mapping[str, Any], *, key: str = "", context: Context | None = None
+    ) -> OpenExecution | None:
+        """Open the span of an execution; None where nothing records, or where that failed.
 
-    def begin(self, recorder: Session, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> OpenExecution | None:
-        """Open the span of an execution in the present context; None where that failed."""
+        Args:
+            arguments: what it was given, by name.
+            key: what tells parallel executions apart.
+            context: where it runs; by default where this is called.
+        """
+        recorder = session.active
+        if recorder is None:
+            return None
         try:
-            return self._begin(recorder, args, kwargs)
+            return self._open(recorder, enclosing_context() if context is None else context, arguments, key)
         except Exception as error:  # noqa: BLE001  tracing must not raise into the program
             _complain(recorder, self, error)
             return None
 
-    def _begin(self, recorder: Session, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> OpenExecution:
-        parent_context = otel_context.get_current()
+    def _open(
+        self, recorder: Session, parent_context: Context, arguments: Mapping[str, Any], key: str
+    ) -> OpenExecution:
         scope = current_scope(recorder, parent_context)
-        arguments = dict(zip(self._positional, args, strict=False))
-        if len(args) > len(self._positional):
-            arguments[self._rest] = args[len(self._positional) :]
-        arguments.update(kwargs)
-        key = self._key_of(recorder, arguments) if self._key is not None else ""
-        if self._owner is not None:
-            arguments.pop(self._owner, None)
-
         rollout, executions, is_root = scope.rollout, scope.executions, False
         if self.kind == "program" and rollout is None:
             setting = scope.setting
@@ -131,6 +119,59 @@ class Traced:
         context = with_scope_and_span(inner, span, parent_context)
         return OpenExecution(self, recorder, span, inner, context, is_root, [names.INPUT] if is_shortened else [])
 
+
+class Traced(Node):
+    """A decorated function: its name, its parameters, and how an execution of it begins.
+
+    Args:
+        kind: "program", "module" or "tool".
+        function: what is decorated.
+        name: the module's name; the function's own by default.
+        key: given the arguments it names, gives the execution's key.
+    """
+
+    def __init__(
+        self, kind: str, function: Callable[..., Any], name: str | None, key: Callable[..., object] | None
+    ) -> None:
+        super().__init__(kind, name or getattr(function, "__name__", None) or type(function).__name__)
+        self._key = key
+        parameters = _parameters(function)
+        self._positional = [name for name, parameter in parameters.items() if parameter.kind in _POSITIONAL]
+        self._rest = next((name for name, p in parameters.items() if p.kind is p.VAR_POSITIONAL), "args")
+        # The instance or class that a method is called on is no input of the program's.
+        self._owner = self._positional[0] if self._positional and self._positional[0] in ("self", "cls") else None
+        self._defaults = {name: p.default for name, p in parameters.items() if p.default is not p.empty}
+        self._key_names = self._names_of_key(key, parameters) if key is not None else ()
+
+    def _names_of_key(self, key: Callable[..., object], parameters: Mapping[str, inspect.Parameter]) -> tuple[str, ...]:
+        takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+        wanted = tuple(_parameters(key))
+        unknown = [name for name in wanted if name not in parameters]
+        if unknown and not takes_any:
+            raise InvalidInput(
+                f"the key of {self.kind} {self.name!r} asks for {', '.join(unknown)}, but the function's arguments are "
+                f"{', '.join(parameters) or 'none'}; name its arguments as the function does"
+            )
+        return wanted
+
+    def begin(self, recorder: Session, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> OpenExecution | None:
+        """Open the span of an execution in the present context; None where that failed."""
+        try:
+            return self._begin(recorder, args, kwargs)
+        except Exception as error:  # noqa: BLE001  tracing must not raise into the program
+            _complain(recorder, self, error)
+            return None
+
+    def _begin(self, recorder: Session, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> OpenExecution:
+        arguments = dict(zip(self._positional, args, strict=False))
+        if len(args) > len(self._positional):
+            arguments[self._rest] = args[len(self._positional) :]
+        arguments.update(kwargs)
+        key = self._key_of(recorder, arguments) if self._key is not None else ""
+        if self._owner is not None:
+            arguments.pop(self._owner, None)
+        return self._open(recorder, enclosing_context(), arguments, key)
+
     def _key_of(self, recorder: Session, arguments: Mapping[str, Any]) -> str:
         try:
             known = {**self._defaults, **arguments}
@@ -158,7 +199,7 @@ class OpenExecution:
 
     def __init__(
         self,
-        traced: Traced,
+        traced: Node,
         recorder: Session,
         span: RecordedSpan | None,
         scope: Scope,
@@ -297,7 +338,7 @@ def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]
         return {}  # some built-in functions have none to show
 
 
-def _complain(recorder: Session, traced: Traced, error: Exception) -> None:
+def _complain(recorder: Session, traced: Node, error: Exception) -> None:
     recorder.warn_once(
         f"tracing of {traced.name}",
         f"an execution of {traced.kind} {traced.name!r} could not be recorded ({type(error).__name__}: {error}); "

@@ -12,7 +12,7 @@ nothing records.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry import trace
@@ -21,7 +21,7 @@ from opentelemetry.sdk.trace import Event, ReadableSpan, Span, SpanProcessor, Tr
 
 from tracetune.tracer import names, redaction
 from tracetune.tracer.capture import MESSAGES_LIMIT, Capture
-from tracetune.tracer.scope import Scope, current_scope
+from tracetune.tracer.scope import Scope, current_scope, deeper, enclosing_context
 
 if TYPE_CHECKING:
     from tracetune.tracer.session import Session
@@ -33,6 +33,16 @@ _MESSAGE_WORDS = ("message", "prompt", "completion")
 
 _session: Session | None = None
 _watched: weakref.WeakSet[TracerProvider] = weakref.WeakSet()
+
+
+# Each says whether a framework's adapter is recording the call that code is in.
+_reporters: tuple[Callable[[], bool], ...] = ()
+
+
+def add_reporter(reports: Callable[[], bool]) -> None:
+    """From now on, leave out the LM spans that end while a framework's adapter records the call itself."""
+    global _reporters
+    _reporters = (*_reporters, reports)
 
 
 def copy_to(session: Session) -> None:
@@ -72,7 +82,9 @@ class _Copy(SpanProcessor):
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
         if _session is not None:
-            self._scopes[span.get_span_context().span_id] = current_scope(_session, parent_context)
+            here = enclosing_context()
+            context = here if parent_context is None else deeper(parent_context, here)
+            self._scopes[span.get_span_context().span_id] = current_scope(_session, context)
 
     def on_end(self, span: ReadableSpan) -> None:
         span_id = span.context.span_id
@@ -85,6 +97,8 @@ class _Copy(SpanProcessor):
         if scope.rollout is not None and not scope.rollout.is_sampled:
             return
         if is_lm_span(span):
+            if any(reports() for reports in _reporters):
+                return  # told twice, and ours is the one that knows its response
             stamps = scope.call_attributes()
             stamps[names.TURN] = scope.next_turn() if scope.lm_call is None else scope.lm_call.turn
             if scope.execution is not None and scope.execution.is_unordered:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry.trace import Span, Status, StatusCode
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 FAILED = Status(StatusCode.ERROR)
 
+_format_errors: tuple[type[BaseException], ...] = (FormatError,)
+
 
 def error_type(error: BaseException) -> str:
     """The qualified name of an exception's type: `ValueError`, `tracetune.errors.FormatError`."""
@@ -27,7 +30,19 @@ def status_of(error: BaseException | None) -> str:
     """The status of a rollout or a span that ended with this exception, or without one."""
     if error is None:
         return "ok"
-    return "format_error" if isinstance(error, FormatError) else "error"
+    return "format_error" if isinstance(error, _format_errors) else "error"
+
+
+def count_as_format_error(kind: type[BaseException]) -> Callable[[], None]:
+    """From now on, count a framework's exception as a completion of the wrong form; gives what undoes that."""
+    global _format_errors
+    _format_errors = (*_format_errors, kind)
+
+    def undo() -> None:
+        global _format_errors
+        _format_errors = tuple(other for other in _format_errors if other is not kind)
+
+    return undo
 
 
 def record_failure(span: Span, error: BaseException, attributes: dict[str, Any], capture: Capture) -> None:

@@ -2,7 +2,8 @@
 
 It lives in OpenTelemetry's own Context, so whatever carries that carries it. A scope is
 a value; what changes while a program runs (ordinals, overlaps) is in the `Execution`
-and the `Executions` that it points to.
+and the `Executions` that it points to. Frameworks that carry a context of their own tell
+by a locator where in it code runs.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import itertools
 import os
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -214,9 +216,50 @@ class OpenCall:
 _OUTSIDE = Scope(Setting())
 
 
+# Each gives the context of the framework's node that code runs in; replaced as a whole, never changed.
+_locators: tuple[Callable[[], Context | None], ...] = ()
+
+
+def add_locator(locate: Callable[[], Context | None]) -> None:
+    """From now on, ask a framework where code runs, besides OpenTelemetry's context.
+
+    Args:
+        locate: gives the context of the node that the caller runs in; None outside any.
+    """
+    global _locators
+    _locators = (*_locators, locate)
+
+
+def enclosing_context() -> Context:
+    """OpenTelemetry's present context, or that of a framework's node which lies deeper."""
+    context = otel_context.get_current()
+    for locate in _locators:
+        located = locate()
+        if located is not None:
+            context = deeper(context, located)
+    return context
+
+
+def deeper(context: Context, located: Context) -> Context:
+    """The second context where it lies inside the first, else the first."""
+    outer, inner = otel_context.get_value(_KEY, context), otel_context.get_value(_KEY, located)
+    if not isinstance(inner, Scope):
+        return context
+    if not isinstance(outer, Scope):
+        return located
+    if outer.rollout is not None and outer.rollout is not inner.rollout:
+        return context
+    if outer.execution is inner.execution and outer.rollout is inner.rollout:
+        return located if outer.lm_call is None and inner.lm_call is not None else context
+    execution = inner.execution
+    while execution is not None and execution is not outer.execution:
+        execution = execution.parent
+    return located if execution is outer.execution else context
+
+
 def current_scope(session: Session | None, context: Context | None = None) -> Scope:
     """The scope in force; in a context that a finished recording left behind, that of the present one."""
-    scope = otel_context.get_value(_KEY, context)
+    scope = otel_context.get_value(_KEY, enclosing_context() if context is None else context)
     if isinstance(scope, Scope):
         recorded = scope.setting.session
         if session is None or recorded is session or recorded is None:

@@ -35,8 +35,8 @@ def record(
         step: the training step that makes the rollouts.
         processors: OpenTelemetry span processors that also receive every span.
         redact: given every captured text, gives the text to keep.
-        instrument: the adapters to switch on meanwhile; by default all whose package is
-            installed.
+        instrument: the adapters to switch on meanwhile; by default OpenAI's, and those of the
+            frameworks that the program has imported by now.
         sample: the fraction of rollouts to record, from 0 to 1, each as a whole or not at
             all; by default the same as outside, where it is all of them.
 
@@ -53,7 +53,7 @@ def record(
         ...     find("…")
     """
     with ExitStack() as undo:
-        for name in adapters.available() if instrument is None else instrument:
+        for name in adapters.in_use() if instrument is None else instrument:
             adapters.instrument(name)
             undo.callback(adapters.uninstrument, name)
         yield undo.enter_context(

@@ -23,9 +23,10 @@ USAGE = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
 
 @dataclass
 class ModelServer:
-    """Its address, and the requests that it has had: (headers, body)."""
+    """Its address, the texts that it says next, and the requests that it has had: (headers, body)."""
 
     url: str = ""
+    says: list[str] = field(default_factory=list)
     requests: list[tuple[dict[str, str], dict[str, Any]]] = field(default_factory=list)
 
     @property
@@ -60,7 +61,7 @@ class ModelServer:
                 "content": None,
                 "tool_calls": [{"id": "t1", "type": "function", "function": function}],
             }
-        return {"role": "assistant", "content": f"answer {index}"}
+        return {"role": "assistant", "content": self.says.pop(0) if self.says else f"answer {index}"}
 
     def _chunks(self, head: dict[str, Any], body: dict[str, Any]) -> Iterator[str]:
         def event(choices: list[dict[str, Any]], **more: Any) -> str:
@@ -109,6 +110,7 @@ def running_server() -> Iterator[ModelServer]:
 def model_server(running_server: ModelServer) -> ModelServer:
     """The server, with nothing asked of it yet."""
     running_server.requests.clear()
+    running_server.says.clear()
     return running_server
 
 
