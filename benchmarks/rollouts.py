@@ -1,11 +1,12 @@
-"""Rollouts through the policy endpoint against transformers' padded `generate`, same rows, same tokens.
+"""Rollouts through the policy endpoint against transformers' own two ways, same rows, same tokens.
 
     python benchmarks/rollouts.py --model PATH_OF_SMOLLM2
 
-Both sides decode the same prompts greedily, to exactly the same length (no token ends a
-completion), in the same process and with the same threads; the endpoint does so over
-HTTP, with the openai client. The completions of both sides are compared, row by row.
-Without `--model`, a model of SmolLM2-135M's shape with random weights is used.
+All sides decode the same prompts greedily, to exactly the same length (no token ends a
+completion), in the same process and with the same threads: padded `generate`, continuous
+batching (`generate_batch`), and the endpoint over HTTP, with the openai client. Their
+completions are compared, row by row. Without `--model`, a model of SmolLM2-135M's shape
+with random weights is used.
 """
 
 from __future__ import annotations
@@ -20,7 +21,14 @@ from concurrent.futures import ThreadPoolExecutor
 import openai
 import torch
 from tokenizers import Tokenizer, models
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    ContinuousBatchingConfig,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 from transformers.utils.logging import disable_progress_bar
 
 from tracetune.trainers.endpoint import LocalEndpoint
@@ -28,6 +36,8 @@ from tracetune.trainers.models import load_model
 from tracetune.types import Completion
 
 Prompts = list[list[int]]
+# Gives the completions of prompts, of so many tokens.
+Side = Callable[[Prompts, int], list[list[int]]]
 
 
 class Records:
@@ -86,6 +96,20 @@ def generated(model: PreTrainedModel, prompts: Prompts, completion: int) -> list
     return rows[:, input_ids.shape[1] :].tolist()
 
 
+def batched(model: PreTrainedModel, prompts: Prompts, completion: int) -> list[list[int]]:
+    """The completions of transformers' continuous batching, which shares equal beginnings of prompts as well."""
+    settings = GenerationConfig(max_new_tokens=completion, do_sample=False, eos_token_id=-1, pad_token_id=0)
+    page = 32
+    pages = sum((len(prompt) + completion) // page + 2 for prompt in prompts)
+    memory = ContinuousBatchingConfig(page_size=page, num_blocks=pages, max_batch_tokens=2048)
+    outputs = model.generate_batch(prompts, generation_config=settings, continuous_batching_config=memory)
+    numbered = sorted(outputs.items(), key=lambda item: int(item[0].rpartition("_")[2]))
+    refusals = {output.error for _, output in numbered if output.error}
+    if refusals or len(numbered) < len(prompts):
+        raise RuntimeError("; ".join(sorted(refusals)) or "rows are missing")
+    return [list(output.generated_tokens) for _, output in numbered]
+
+
 def served(client: openai.OpenAI, records: Records, prompts: Prompts, completion: int) -> list[list[int]]:
     """The completions of concurrent requests."""
     with ThreadPoolExecutor(len(prompts)) as pool:
@@ -96,10 +120,10 @@ def served(client: openai.OpenAI, records: Records, prompts: Prompts, completion
         return [records.tokens[response_id] for response_id in pool.map(ask, prompts)]
 
 
-def seconds(work: Callable[[], list[list[int]]]) -> tuple[float, list[list[int]]]:
+def seconds(work: Side, prompts: Prompts, completion: int) -> tuple[float, list[list[int]]]:
     """How long it took, and what came of it."""
     start = time.perf_counter()
-    rows = work()
+    rows = work(prompts, completion)
     return time.perf_counter() - start, rows
 
 
@@ -125,30 +149,42 @@ def main() -> None:
     shapes = {"one prompt": ([distinct[0]] * options.rows, 2.0), "different prompts": (distinct, 1.0)}
     records = Records()
     print(f"{options.rows} rows, prompt {options.prompt}, completion {options.completion}, {options.threads} threads\n")
-    print("| rows | generate (s) | endpoint (s) | faster | bar | same tokens |")
-    print("| --- | --- | --- | --- | --- | --- |")
+    print("| rows | generate (s) | generate_batch (s) | endpoint (s) | over generate | bar | same tokens |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
     with LocalEndpoint(model, tokenizer, version="0", journal=records, max_rows=options.rows) as endpoint:
         client = openai.OpenAI(base_url=endpoint.policy.base_url, api_key=endpoint.policy.api_key, max_retries=0)
-
-        def generate(prompts: Prompts, completion: int) -> list[list[int]]:
-            # In the endpoint's own thread: torch computes at half its speed where two threads have a pool each.
-            return endpoint.exclusively(lambda: generated(model, prompts, completion))
-
-        generate(distinct[:1], 2)  # what the first pass of a process costs is neither side's
+        # transformers' sides run in the endpoint's own thread: torch computes at half its speed where two
+        # threads have a pool each. As a training step does, they leave the endpoint with nothing prefilled.
+        sides: dict[str, Side] = {
+            "generate": lambda prompts, tokens: endpoint.exclusively(lambda: generated(model, prompts, tokens)),
+            "generate_batch": lambda prompts, tokens: endpoint.exclusively(lambda: batched(model, prompts, tokens)),
+            "endpoint": lambda prompts, tokens: served(client, records, prompts, tokens),
+        }
         for name, (prompts, bar) in shapes.items():
-            times: dict[str, list[float]] = {"generate": [], "endpoint": []}
-            same = True
-            for _ in range(options.repeats):
-                # As a training step does, it leaves the endpoint with nothing that was prefilled before.
-                elapsed, expected = seconds(lambda prompts=prompts: generate(prompts, options.completion))
-                times["generate"].append(elapsed)
-                elapsed, rows = seconds(lambda prompts=prompts: served(client, records, prompts, options.completion))
-                times["endpoint"].append(elapsed)
-                same = same and rows == expected
-            by_generate, through_http = (statistics.median(times[side]) for side in ("generate", "endpoint"))
-            ratio = by_generate / through_http
-            agreement = "yes" if same else "NO"
-            print(f"| {name} | {by_generate:.2f} | {through_http:.2f} | {ratio:.2f}x | {bar:g}x | {agreement} |")
+            times: dict[str, list[float]] = {side: [] for side in sides}
+            notes = {}
+            for repeat in range(options.repeats + 1):
+                # What the first pass of a side costs is nobody's: it makes one with little to do.
+                asked, tokens = (prompts, options.completion) if repeat else (prompts[:1], 2)
+                expected: list[list[int]] = []
+                for side, work in sides.items():
+                    if side in notes and notes[side] != "differ":
+                        continue
+                    try:
+                        elapsed, rows = seconds(work, asked, tokens)
+                    except Exception as error:  # noqa: BLE001 - what a side refuses belongs in the table
+                        notes[side] = f"refused: {type(error).__name__}"
+                        continue
+                    expected = expected or rows
+                    if rows != expected:
+                        notes[side] = "differ"
+                    if repeat:
+                        times[side].append(elapsed)
+            medians = {side: statistics.median(taken) if taken else float("nan") for side, taken in times.items()}
+            ratio = medians["generate"] / medians["endpoint"]
+            agreement = ", ".join(f"{side} {note}" for side, note in notes.items()) or "yes"
+            columns = " | ".join(f"{medians[side]:.2f}" for side in sides)
+            print(f"| {name} | {columns} | {ratio:.2f}x | {bar:g}x | {agreement} |", flush=True)
 
 
 if __name__ == "__main__":

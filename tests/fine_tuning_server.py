@@ -48,7 +48,8 @@ class FineTuningServer:
         chats: the model and the sampling of each chat request.
         faults: for each kind of request, what becomes of the next ones: "busy" (429),
             "broken" (500), "refused" (400), "lost" (done, then cut off), "silent" (not
-            done, and no answer until the server stops), "heard" (done, likewise); "" is none.
+            done, and no answer until the server stops), "heard" (done, likewise), "page" (a web
+            page in place of an answer); "" is none.
         statuses: what a job is on each look; the last one stays.
         error: of a job that has failed.
         reached: set when a request is met with silence.
@@ -109,6 +110,8 @@ class FineTuningServer:
                 handler.reply(500, {"error": {"message": "out of order"}})
             case "refused":
                 handler.reply(400, {"error": {"message": "the file has too few rows", "code": "invalid_n_examples"}})
+            case "page":
+                handler.reply(200, None, {"content-type": "text/html"})
             case "silent":
                 self._keep_silent()
             case "heard" | "lost":
@@ -279,12 +282,12 @@ class _Handler(BaseHTTPRequestHandler):
             case _:
                 self.reply(404, {"error": {"message": self.path}})
 
-    def reply(self, status: int, value: dict[str, Any], headers: Mapping[str, str] = MappingProxyType({})) -> None:
-        content = json.dumps(value).encode()
+    def reply(
+        self, status: int, value: dict[str, Any] | None, headers: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
+        content = b"<!doctype html>" if value is None else json.dumps(value).encode()
         self.send_response(status)
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(content)))
-        for name, text in headers.items():
+        for name, text in {"content-type": "application/json", "content-length": str(len(content)), **headers}.items():
             self.send_header(name, text)
         self.end_headers()
         self.wfile.write(content)

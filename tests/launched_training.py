@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from looped_program import TRAIN, VAL, low_words, walk
 from safetensors.torch import save_file
-from tiny_llama import perturb, tiny_batch, tiny_model, tiny_tokenizer
+from tiny_llama import EOS, WORDS, group, member, perturb, tiny_batch, tiny_model, tiny_tokenizer
 
 import tracetune as tt
 from tracetune.errors import TrainerError
 from tracetune.trainers.trl import TrlTrainer
-from tracetune.types import GroupBatch
+from tracetune.types import GroupBatch, Member
 
 RANK = int(os.environ.get("RANK", "0"))
 SETTINGS: dict[str, Any] = {"learning_rate": 0.01, "token_budget": 40, "kl": 0.05, "epochs": 2}
@@ -40,6 +40,24 @@ def step_on_stored(learner: TrlTrainer) -> list[dict[str, Any]]:
     """The reports of a step on each of the stored batches, by a policy that is no longer the one that sampled."""
     perturb(learner.model, 0.02)
     return [learner.step(batch).as_dict() | {"seconds": 0.0} for batch in batches()]
+
+
+def step_on_pairs(method: str) -> dict[str, Any]:
+    """The report of a second step on three groups of two, of which two processes cannot have equally many."""
+    learner = trainer(method=method, learning_rate=1e-3, epochs=1)
+    groups = [
+        group(pair_member(word, [WORDS.index(word), 8, EOS], "w3", 1.0), pair_member(word, [6, EOS], "w1", 0.0))
+        for word in ("w4", "w7", "w9")
+    ]
+    learner.step(GroupBatch(groups))
+    return learner.step(GroupBatch(groups)).as_dict() | {"seconds": 0.0}
+
+
+def pair_member(word: str, completion_ids: list[int], text: str, reward: float) -> Member:
+    """A completion of a prompt of one word."""
+    messages = ({"role": "user", "content": word},)
+    prompt_ids = [2, WORDS.index(word), 3]
+    return member(prompt_ids, completion_ids, reward - 0.5, text=text, reward=reward, messages=messages)
 
 
 def weights(learner: TrlTrainer) -> dict[str, torch.Tensor]:
@@ -71,6 +89,7 @@ def main(folder: Path) -> None:
     seen: dict[str, Any] = {}
     stored = trainer(learning_rate=1e-3)
     seen["stored"] = step_on_stored(stored)
+    seen["pairs"] = [step_on_pairs(method) for method in ("dpo", "sft")]
     save_file(weights(stored), folder / f"stored-{RANK}.safetensors")
 
     result = optimise(folder, val=VAL)

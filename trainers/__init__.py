@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tracetune.trainers.base import Endpoint, WeightTrainer
+from tracetune.trainers.base import Endpoint, FinishedStep, WeightTrainer
 from tracetune.trainers.registry import make_trainer, trainer_names
 
-__all__ = ["Endpoint", "WeightTrainer", "make_trainer", "trainer_names"]
+__all__ = ["Endpoint", "FinishedStep", "WeightTrainer", "make_trainer", "trainer_names"]

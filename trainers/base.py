@@ -18,6 +18,7 @@ from tracetune.types import (
     Capabilities,
     Environment,
     GroupBatch,
+    Likelihood,
     Plan,
     Policy,
     RolloutSet,
@@ -113,6 +114,10 @@ class WeightTrainer(ABC):
     def endpoint(self, env: Environment, version: str) -> Endpoint:
         """A server of these weights, not yet started, that records its completions in the journal."""
 
+    def likelihood(self, batch: GroupBatch) -> Likelihood | None:
+        """How likely a batch is under the present weights; None where the trainer cannot tell."""
+        return None
+
     def prepare(self, plan: Plan) -> None:  # noqa: B027  # optional: most trainers need not know the plan
         """Learn what was asked for, before anything is loaded or served."""
 
@@ -140,7 +145,7 @@ class WeightTrainer(ABC):
             self.prepare(env.plan)
             if env.resume_from is not None:
                 self.load(env.resume_from)
-            endpoint = self.endpoint(env, self._version(env.plan))
+            endpoint = self.endpoint(env, self._version(env.plan.run))
             endpoint.start()
             self._endpoint = endpoint
             env.journal.policy(endpoint.policy, step=self.steps_done, trainer=self.name)
@@ -168,6 +173,20 @@ class WeightTrainer(ABC):
             return self._fit(env)
         finally:
             self.close()
+
+    def learn(self, batch: GroupBatch, run: str) -> StepReport:
+        """One step; where the policy is served, while nothing is sampled, and the new weights get their version."""
+        endpoint = self._endpoint
+        if endpoint is None:
+            return self.step(batch)
+
+        def step() -> StepReport:
+            report = self.step(batch)
+            if report.used:
+                endpoint.publish(self._version(run))
+            return report
+
+        return endpoint.exclusively(step)
 
     def __enter__(self) -> Self:
         return self
@@ -212,21 +231,14 @@ class WeightTrainer(ABC):
         if not self._reached:
             self._reached = reaches_endpoint(rollouts, endpoint.completions_served - served)
         batch = env.groups(rollouts, plan.grouping)
-
-        def learn() -> StepReport:
-            report = self.step(batch)
-            if report.used:
-                endpoint.publish(self._version(plan))
-            return report
-
-        report = endpoint.exclusively(learn)
+        report = self.learn(batch, plan.run)
         env.journal.batch(batch, report, step=step, policy_version=policy.version)
         if report.used:
             env.journal.policy(endpoint.policy, step=step, trainer=self.name)
         return rollouts, batch, report
 
-    def _version(self, plan: Plan) -> str:
-        return f"{plan.run}@{self.steps_done}"
+    def _version(self, run: str) -> str:
+        return f"{run}@{self.steps_done}"
 
     def _opened(self) -> Endpoint:
         if self._endpoint is None:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from tracetune.adapters import instrument, uninstrument
     from tracetune.errors import FormatError, RolloutClosed, TracetuneError
     from tracetune.grouping import Store
+    from tracetune.offline import OfflineResult, train
     from tracetune.online import Result, optimize
     from tracetune.recording import record
     from tracetune.tracer import module, policy, program, record_call, reward, rollout, tool
@@ -22,6 +23,7 @@ _HOMES = {
     "Example": "tracetune.types",
     "FormatError": "tracetune.errors",
     "Grouping": "tracetune.types",
+    "OfflineResult": "tracetune.offline",
     "Policy": "tracetune.types",
     "Result": "tracetune.online",
     "RolloutClosed": "tracetune.errors",
@@ -40,6 +42,7 @@ _HOMES = {
     "reward": "tracetune.tracer",
     "rollout": "tracetune.tracer",
     "tool": "tracetune.tracer",
+    "train": "tracetune.offline",
     "uninstrument": "tracetune.adapters",
 }
 
@@ -47,6 +50,7 @@ __all__ = [
     "Example",
     "FormatError",
     "Grouping",
+    "OfflineResult",
     "Policy",
     "Result",
     "RolloutClosed",
@@ -65,6 +69,7 @@ __all__ = [
     "reward",
     "rollout",
     "tool",
+    "train",
     "uninstrument",
 ]
 

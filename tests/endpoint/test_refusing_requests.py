@@ -39,7 +39,6 @@ def post(endpoint, body, path="/chat/completions", **options):
 @pytest.mark.parametrize(
     ("change", "param", "code", "words"),
     [
-        ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter", "json_object"),
         ({"functions": [{}]}, "functions", "unsupported_parameter", "leave it out"),
         ({"logit_bias": {"5": 1}}, "logit_bias", "unsupported_parameter", "logit_bias"),
         ({"presence_penalty": 0.5}, "presence_penalty", "unsupported_parameter", "0.5"),

@@ -12,7 +12,7 @@ import pytest
 from endpoint.vllm_like import VllmLike, serving
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from looped_program import TRAIN, VAL, ask, low_words, train, trainer, walk
+from looped_program import TRAIN, VAL, ask, hop, low_words, train, trainer, walk
 from tiny_llama import tiny_model, tiny_tokenizer
 
 import tracetune as tt
@@ -60,10 +60,17 @@ def members_of(store: Path) -> list[Member]:
 
 
 @pytest.fixture(scope="module")
-def taught(big: LocalEndpoint, tmp_path_factory: pytest.TempPathFactory) -> tt.Result:
+def figures() -> list[dict[str, float]]:
+    """What the steps of `taught` announced."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def taught(big: LocalEndpoint, figures: list[dict[str, float]], tmp_path_factory: pytest.TempPathFactory) -> tt.Result:
     """Two steps of two examples, of whose eight rollouts two are a teacher's."""
     store = tmp_path_factory.mktemp("taught") / "a.duckdb"
-    return train(store, rollouts=8, val=VAL, teachers=[teacher_at(big)])
+    announced = {"on_step": lambda _, said: figures.append(said)}
+    return train(store, rollouts=8, val=VAL, teachers=[teacher_at(big)], **announced)
 
 
 def test_a_teacher_makes_its_share_of_each_example(taught: tt.Result):
@@ -120,13 +127,10 @@ def test_groups_hold_both_and_say_which_is_which(taught: tt.Result):
         assert (member.teacher is None) == member.is_exact
 
 
-def test_the_reward_of_a_step_is_the_policys(big: LocalEndpoint, tmp_path: Path):
-    """What a step reports as its reward is the policy's own, with the teachers' beside it."""
-    figures = []
-    result = train(
-        tmp_path / "a.duckdb", steps=1, teachers=[teacher_at(big)], on_step=lambda _, said: figures.append(said)
-    )
-    means = dict(rows(result.store, "SELECT policy_version, avg(reward) FROM rollouts GROUP BY ALL"))
+def test_the_reward_of_a_step_is_the_policys(taught: tt.Result, figures: list[dict[str, float]]):
+    """What a step reports as its reward is the policy's own, with the teacher's beside it."""
+    query = "SELECT policy_version, avg(reward) FROM rollouts WHERE split = 'train' AND step = 1 GROUP BY ALL"
+    means = dict(rows(taught.store, query))
     assert figures[0]["reward"] == pytest.approx(means["run-1@0"])
     assert figures[0]["teacher_reward"] == pytest.approx(means["teacher:big"])
 
@@ -142,33 +146,33 @@ def test_a_resumed_run_has_the_same_split(taught: tt.Result, big: LocalEndpoint,
 
 
 def test_the_tokens_of_a_teacher_that_returns_them_are_known(tmp_path: Path):
-    """A teacher that answers as vLLM does has exact members, sampled as the policy's, with their log-probabilities."""
-    with serving(VllmLike(prompt="w2 w3")) as service:
-        teacher = Teacher("big", service.upstream.base_url, "key", "base", share=0.25, records_tokens=True)
-        result = train(tmp_path / "a.duckdb", steps=1, teachers=[teacher])
-    taught = [member for member in members_of(result.store) if member.teacher == "big"]
-    assert taught
-    for member in taught:
-        assert (member.policy_version, list(member.prompt_ids or ())) == ("teacher:big", [2, 3])
-        assert len(member.logprobs or ()) == len(member.completion_ids or ()) > 0
-        assert member.on_policy
-        assert member.sampling == tt.Sampling(temperature=1.0, top_p=1.0, max_tokens=3)
+    """A teacher that answers as vLLM does has exact members, sampled as the policy's are.
 
+    Where its distribution was bent, the tokens come out of the store without log-probabilities.
+    """
 
-def test_log_probabilities_that_are_not_recorded_are_not_there(tmp_path: Path):
-    """Tokens without log-probabilities come out of the store as they went in."""
+    @tt.module
+    def bend(word: str) -> str:
+        return ask(word, **({"logit_bias": {"5": 1}} if tt.policy().model == "big" else {}))
 
     @tt.program
-    def bent(word: str) -> str:
-        policy = tt.policy()
-        bend = {"logit_bias": {"5": 1}} if policy.model == "big" else {}
-        return ask(word, **bend)
+    def twice(word: str) -> str:
+        return bend(hop(word))
 
     with serving(VllmLike(prompt="w2 w3")) as service:
         teacher = Teacher("big", service.upstream.base_url, "key", "base", share=0.5, records_tokens=True)
-        result = train(tmp_path / "a.duckdb", program=bent, steps=1, teachers=[teacher])
-    known = {(member.teacher, member.is_exact, member.logprobs is None) for member in members_of(result.store)}
-    assert known == {("big", True, True), (None, True, False)}
+        result = train(tmp_path / "a.duckdb", program=twice, steps=1, teachers=[teacher])
+    taught = [member for member in members_of(result.store) if member.teacher == "big"]
+    assert {member.module for member in taught} == {"hop", "bend"}
+    for member in taught:
+        assert (member.policy_version, list(member.prompt_ids or ())) == ("teacher:big", [2, 3])
+        assert member.sampling == tt.Sampling(temperature=1.0, top_p=1.0, max_tokens=3)
+        assert member.on_policy
+        assert len(member.completion_ids or ()) > 0
+        if member.module == "hop":
+            assert len(member.logprobs or ()) == len(member.completion_ids or ())
+        else:
+            assert member.logprobs is None
 
 
 def test_a_name_that_is_hard_coded_leads_to_the_teacher(big: LocalEndpoint, tmp_path: Path):

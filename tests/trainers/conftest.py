@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tinker_service import KEY, TinkerService
 from tiny_llama import tiny_model, tiny_tokenizer
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tracetune.trainers.local import LocalTrainer
+from tracetune.trainers.tinker import TinkerTrainer
 
 torch.set_num_threads(1)
 
@@ -32,5 +36,31 @@ def make_trainer(tokenizer: PreTrainedTokenizerFast) -> Any:
 
     def make(**settings: Any) -> LocalTrainer:
         return LocalTrainer((tiny_model(), tokenizer), threads=1, **settings)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny Llama and its tokenizer, saved."""
+    folder: Path = tmp_path_factory.mktemp("tiny-llama")
+    tiny_model().save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def service(tiny_folder: Path) -> Iterator[TinkerService]:
+    """A service on loopback that trains and samples the tiny Llama."""
+    with TinkerService(tiny_folder).running() as running:
+        yield running
+
+
+@pytest.fixture
+def make_tinker(service: TinkerService) -> Any:
+    """Makes trainers at that service, each with an adapter of its own."""
+
+    def make(**settings: Any) -> TinkerTrainer:
+        return TinkerTrainer(service.name, base_url=service.address, api_key=KEY, **{"timeout": 60.0, **settings})
 
     return make

@@ -227,6 +227,17 @@ def test_a_refusal_is_told_in_the_services_words(service, trainer, environment):
     assert service.asked["create"] == 1
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("place", ["files", "upload", "create", "job"])
+def test_a_web_page_is_no_answer(service, trainer, environment, kind, place):
+    """An address that answers everything, but not as a fine-tuning service does, is named as the likely mistake."""
+    service.faults = {place: ["page"]}
+    with pytest.raises(
+        TrainerError, match=r"^the service's answer is none of a fine-tuning service .*; check base_url$"
+    ):
+        trainer(kind).fit(environment())
+
+
 @pytest.mark.parametrize(
     ("status", "error", "words"),
     [

@@ -34,7 +34,7 @@ def test_a_killed_process_is_followed_by_one_that_submits_once(tmp_path, monkeyp
         service.faults = {place: [fault]}
         process = _PROCESSES.Process(target=job_program.train, args=(kind, store, service.upstream.base_url))
         process.start()
-        assert service.reached.wait(60)
+        assert service.reached.wait(200)
         process.kill()
         process.join()
         result = job_program.train(kind, store, service.upstream.base_url, resume=True)

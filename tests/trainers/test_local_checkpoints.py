@@ -182,3 +182,15 @@ def test_an_incomplete_checkpoint_is_refused_and_nothing_changes(make_trainer, t
         other.load(tmp_path / "state")
     other.save(tmp_path / "after")
     assert contents(tmp_path / "before") == contents(tmp_path / "after")
+
+
+def test_moments_of_other_weights_are_refused(make_trainer, tmp_path):
+    """An optimiser's file that came from elsewhere is no part of the checkpoint."""
+    trainer = make_trainer(adapter_per_module=True)
+    for seed in (0, 1):
+        train(trainer, seed)
+        trainer.save(tmp_path / str(seed))
+    # The second step has met a module that the first had not.
+    (tmp_path / "1" / "optimizer.safetensors").replace(tmp_path / "0" / "optimizer.safetensors")
+    with pytest.raises(CheckpointError, match=r"no whole checkpoint .* is of other weights"):
+        make_trainer(adapter_per_module=True).load(tmp_path / "0")

@@ -71,9 +71,10 @@ def test_training_one_module_leaves_the_others_as_they_are(make_trainer, tmp_pat
     assert_equal_to_the_bit(beneath, frozen_of(trainer))
 
 
-def test_each_module_learns_as_with_a_trainer_of_its_own(make_trainer, tmp_path):
-    """One batch of two modules makes the weights that two trainers make of one module each: averages, norms and all."""
-    settings = {**EACH, "kl": 0.05, "epochs": 2, "loss": "dapo"}
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_each_module_learns_as_with_a_trainer_of_its_own(make_trainer, tmp_path, dropout):
+    """One batch of two modules makes the weights that two trainers make of one each: averages, norms, dropout."""
+    settings = {**EACH, "kl": 0.05, "epochs": 2, "loss": "dapo", "lora_dropout": dropout}
     together = make_trainer(**settings)
     for seed in (0, 1):
         report = together.step(batch_of("aabb", seed))

@@ -179,3 +179,14 @@ def test_groups_are_shared_among_teachers_and_policy(make_trainer, tmp_path):
     ]
     assert_same_gradients(results[0], results[1])
     assert_same_gradients(results[2], results[3])
+
+
+def test_calls_of_tools_are_not_learned_from_their_text_alone(make_trainer, model, tokenizer):
+    """What stands beside a call is not all of it: without tokens of this vocabulary it is left out."""
+    calls = [{"id": "1", "type": "function", "function": {"name": "w4", "arguments": "{}"}}]
+    prompt, completion = tokenizer(PROMPT)["input_ids"], [*tokenizer("w3 w4")["input_ids"], EOS]
+    text = replace(text_of_teacher("w3", 1.0, 1.0), tool_calls=calls)
+    exact = replace(text, prompt_ids=prompt, completion_ids=completion, logprobs=[-1.0] * 3)
+    foreign = replace(exact, completion_ids=[*tokenizer("w3 w5")["input_ids"], EOS])
+    report = make_trainer().step(GroupBatch([group(text, foreign, exact)]))
+    assert (report.used, report.tokens, report.skipped) == (1, 3, {"no_tokens": 2})

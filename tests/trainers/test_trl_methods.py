@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -108,6 +109,17 @@ def test_a_batch_without_a_row_leaves_the_weights():
     assert all(torch.equal(one, other) for one, other in zip(before, trainer.model.parameters(), strict=True))
 
 
+def test_a_teachers_words_are_imitated():
+    """The best member may be a teacher's whose text alone is known; sft learns the policy's tokens of it."""
+    trainer = make("sft", learning_rate=0.01)
+    known = {"prompt_ids": None, "completion_ids": None, "teacher": "other"}
+    batch = GroupBatch([group(replace(said(GOOD, 1.0, 0.7), **known), said(BAD, 0.0, -0.7))])
+    before = logprob(trainer, GOOD)
+    report = trainer.step(batch)
+    assert (report.used, report.tokens, report.skipped) == (1, 3, {"not_best": 1})
+    assert logprob(trainer, GOOD) > before
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -121,3 +133,11 @@ def test_what_it_cannot_be_told_is_refused(settings, message):
     """Each refusal names the setting and what to do."""
     with pytest.raises(InvalidInput, match=message):
         TrlTrainer((tiny_model(), tiny_tokenizer()), **settings)
+
+
+def test_one_process_before_several_gpus_is_told_how_to_start(monkeypatch):
+    """TRL would cut each batch over all GPUs that a process sees, by a way that its loss does not know."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    with pytest.raises(InvalidInput, match="this one process sees 4 GPUs; start it with accelerate launch --multi_gpu"):
+        TrlTrainer((tiny_model(), tiny_tokenizer()))

@@ -40,6 +40,12 @@ def test_two_processes_learn_as_one_and_one_of_them_runs_the_program(tmp_path):
     for report, expected in zip(leader["stored"], launched_training.step_on_stored(alone), strict=True):
         assert report.pop("skipped") == expected.pop("skipped")
         assert report == pytest.approx(expected, rel=1e-4)
+    assert leader["pairs"] == follower["pairs"]
+    for report, method in zip(leader["pairs"], ("dpo", "sft"), strict=True):
+        expected = launched_training.step_on_pairs(method)
+        for figure in ("skipped", "kl", "entropy"):
+            assert report.pop(figure) == expected.pop(figure)
+        assert report == pytest.approx(expected, rel=1e-4)
     first, second = (load_file(tmp_path / f"stored-{rank}.safetensors") for rank in (0, 1))
     for name, weight in launched_training.weights(alone).items():
         assert torch.equal(first[name], second[name]), name

@@ -21,6 +21,7 @@ USED: list[tuple[Any, str, tuple[str, ...]]] = [
         ("self", "model", "input_ids", "attention_mask", "logits_to_keep"),
     ),
     (GRPOTrainer, "training_step", ("self", "model", "inputs", "num_items_in_batch")),
+    *((kind, "_send_telemetry", ("self",)) for kind in (GRPOTrainer, DPOTrainer, KTOTrainer, SFTTrainer)),
     (Trainer, "_prepare_inputs", ("self", "inputs")),
     (Trainer, "training_step", ("self", "model", "inputs", "num_items_in_batch")),
     *((kind, "compute_loss", ("self", "model", "inputs")) for kind in (DPOTrainer, KTOTrainer, SFTTrainer)),

@@ -12,7 +12,9 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from tracetune.trainers.endpoint.door import CALL_HEADER, MODULE_HEADER, Door, event, json_response
+from tracetune.trainers.endpoint.grammars import Constraint, Grammars
 from tracetune.trainers.endpoint.overrides import in_force, with_defaults
+from tracetune.trainers.endpoint.problems import Problem
 from tracetune.trainers.endpoint.prompts import Prompts
 from tracetune.trainers.endpoint.replies import ChatShape, Heading, Shape, TextShape
 from tracetune.trainers.endpoint.requests import Body, ChatBody, read_chat, read_completion
@@ -32,6 +34,7 @@ class Service:
         door: lets clients in.
         prompts: tokenizes.
         submit: puts rows in the queue.
+        grammars: makes answers have a form, where whoever decodes can.
         sampling: gives what overrides the clients' wishes just now.
     """
 
@@ -39,6 +42,7 @@ class Service:
     prompts: Prompts
     submit: Callable[[list[Row]], None]
     sampling: Callable[[], Sampling | None]
+    grammars: Grammars | None = None
 
 
 def application(service: Service) -> Starlette:
@@ -61,8 +65,12 @@ class _Api:
         prompt_ids = self._service.prompts.of_chat(body.messages, body.offered)
         room = self._service.prompts.room_after(prompt_ids, "messages")
         sampling = self._sampling(body, min(body.max_completion_tokens or body.max_tokens or room, room), room)
+        grammar = await asyncio.to_thread(self._grammar, body)
+        sampling = sampling.model_copy(update={"constrained": grammar is not None})
         shape = ChatShape(self._service.prompts.token_text, bool(body.logprobs), self._tools(body))
-        return await self._answer(request, body, shape, [(prompt_ids, sampling)], body.alternatives, "chatcmpl")
+        return await self._answer(
+            request, body, shape, [(prompt_ids, sampling)], body.alternatives, "chatcmpl", grammar
+        )
 
     async def complete(self, request: Request) -> Response:
         content, values = await self._service.door.read(request)
@@ -85,6 +93,16 @@ class _Api:
         form = self._service.prompts.tool_format(body.offered)
         return ToolReader(form, names, single=body.parallel_tool_calls is False)
 
+    def _grammar(self, body: ChatBody) -> str | None:
+        """What the answer must be, where it may not be any text; may take a second the first time."""
+        schema = body.answer_schema
+        if schema is None:
+            return None
+        if self._service.grammars is None:
+            message = "the policy endpoint does not support 'response_format' here; leave it out"
+            raise Problem(400, message, "response_format", "unsupported_parameter")
+        return self._service.grammars.of_schema(schema)
+
     def _sampling(self, body: Body, max_tokens: int, room: int) -> Sampling:
         """What the client asks for, defaults filled in, under what is in force just now."""
         asked = Sampling(
@@ -98,6 +116,11 @@ class _Api:
         sampling = in_force(with_defaults(asked), self._service.sampling())
         return sampling.model_copy(update={"max_tokens": min(sampling.max_tokens or room, room)})
 
+    def _constraint(self, grammar: str | None) -> Constraint | None:
+        if grammar is None or self._service.grammars is None:
+            return None
+        return self._service.grammars.constraint(grammar)
+
     async def _answer(
         self,
         request: Request,
@@ -106,6 +129,7 @@ class _Api:
         prompts: list[tuple[tuple[int, ...], Sampling]],
         top_logprobs: int,
         prefix: str,
+        grammar: str | None = None,
     ) -> Response:
         """Have every choice of every prompt decoded."""
         heading = Heading(f"{prefix}-{secrets.token_hex(12)}", body.model, sum(len(ids) for ids, _ in prompts))
@@ -123,6 +147,7 @@ class _Api:
                 top_logprobs=top_logprobs,
                 call_id=request.headers.get(CALL_HEADER),
                 module=request.headers.get(MODULE_HEADER),
+                constraint=self._constraint(grammar),
             )
             for index, (prompt_ids, sampling) in enumerate(prompts)
             for choice in range(choices)

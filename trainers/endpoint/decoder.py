@@ -320,6 +320,10 @@ class Decoder:
             if row.top_logprobs:
                 best = drawn.logprobs_BV[index].topk(row.top_logprobs)
                 row.alternatives.append(list(zip(best.indices.tolist(), best.values.tolist(), strict=True)))
+            if row.constraint is not None and row.constraint.failure is not None:
+                message = f"the grammar of 'response_format' failed: {row.constraint.failure:.300}; simplify its schema"
+                self._finish(row, "cancelled", Problem(500, message, "response_format"))
+                continue
             finish_reason = row.accept(token, logprob, self._end_tokens)
             if finish_reason is not None:
                 self._finish(row, finish_reason)
@@ -371,4 +375,4 @@ def _stopped() -> Problem:
 
 
 def _sampler(rows: Sequence[Row]) -> Sampler:
-    return Sampler([row.sampling for row in rows], [row.source for row in rows])
+    return Sampler([row.sampling for row in rows], [row.source for row in rows], [row.constraint for row in rows])

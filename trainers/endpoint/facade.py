@@ -14,6 +14,7 @@ from starlette.applications import Starlette
 from tracetune.trainers.endpoint.app import Service, application
 from tracetune.trainers.endpoint.door import Door
 from tracetune.trainers.endpoint.front import Front
+from tracetune.trainers.endpoint.grammars import Grammars
 from tracetune.trainers.endpoint.prompts import Prompts
 from tracetune.trainers.endpoint.rows import Piece, Row
 from tracetune.types import Sampling, Upstream
@@ -57,6 +58,7 @@ class Facade(Front):
         sampling: Sampling | None = None,
         models: Mapping[str, str] = {},
         forward: Upstream | None = None,
+        grammars: Grammars | None = None,
         host: str = "127.0.0.1",
         port: int = 0,
     ) -> None:
@@ -69,6 +71,8 @@ class Facade(Front):
             sampling: see the attribute.
             models: names that programs have hard-coded, each mapped to `name`.
             forward: where requests for other models go; they are refused where it is None.
+            grammars: makes answers be JSON of a schema, where the engine minds the
+                constraint of a row; None: such requests are refused.
             host: the address to listen at.
             port: 0 takes a free one.
 
@@ -78,6 +82,7 @@ class Facade(Front):
         super().__init__(name=name, sampling=sampling, models=models, forward=forward, host=host, port=port)
         self._engine = engine
         self._prompts = prompts
+        self._grammars = grammars
 
     def start(self) -> Self:
         """Listen, and answer.
@@ -114,7 +119,7 @@ class Facade(Front):
         return self._engine.exclusively(work)
 
     def _application(self, door: Door) -> Starlette:
-        return application(Service(door, self._prompts, self._engine.submit, lambda: self.sampling))
+        return application(Service(door, self._prompts, self._engine.submit, lambda: self.sampling, self._grammars))
 
     def _post(self, pieces: list[Piece]) -> None:
         self._server.soon(_hand_out, pieces)

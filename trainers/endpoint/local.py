@@ -11,7 +11,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from tracetune.errors import InvalidInput
 from tracetune.trainers.endpoint.decoder import AdapterOf, Decoder
 from tracetune.trainers.endpoint.facade import Facade
-from tracetune.trainers.endpoint.models import cache_tokens_of
+from tracetune.trainers.endpoint.grammars import Grammars
+from tracetune.trainers.endpoint.models import cache_tokens_of, end_tokens
 from tracetune.trainers.endpoint.prompts import Prompts
 from tracetune.types import Journal, Sampling, Upstream
 
@@ -91,7 +92,15 @@ class LocalEndpoint(Facade):
         config = model.config.get_text_config(decoder=True)
         prompts = Prompts(tokenizer, context=config.max_position_embeddings, vocabulary=config.vocab_size)
         super().__init__(
-            self._decoder, prompts, name=name, sampling=sampling, models=models, forward=forward, host=host, port=port
+            self._decoder,
+            prompts,
+            name=name,
+            sampling=sampling,
+            models=models,
+            forward=forward,
+            grammars=Grammars(tokenizer, sorted(end_tokens(model, tokenizer))),
+            host=host,
+            port=port,
         )
 
     @contextmanager

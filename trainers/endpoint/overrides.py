@@ -46,7 +46,7 @@ def with_defaults(sampling: Sampling) -> Sampling:
 
     Example:
         >>> with_defaults(Sampling(top_p=0.5))
-        Sampling(temperature=1.0, top_p=0.5, top_k=None, max_tokens=None, seed=None, stop=())
+        Sampling(temperature=1.0, top_p=0.5, top_k=None, max_tokens=None, seed=None, stop=(), constrained=False)
     """
     return sampling.model_copy(
         update={
@@ -64,7 +64,7 @@ def in_force(asked: Sampling, override: Sampling | None) -> Sampling:
 
     Example:
         >>> in_force(Sampling(temperature=0.0, top_k=5, max_tokens=9), Sampling(temperature=1.0))
-        Sampling(temperature=1.0, top_p=None, top_k=None, max_tokens=9, seed=None, stop=())
+        Sampling(temperature=1.0, top_p=None, top_k=None, max_tokens=9, seed=None, stop=(), constrained=False)
     """
     if override is None:
         return asked

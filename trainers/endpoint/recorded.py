@@ -24,6 +24,9 @@ from tracetune.types import Completion, Journal, Sampling
 
 Json = dict[str, Any]
 
+# Why the sampling of tokens ended, where the server says what a client makes of it.
+_SAMPLING_ENDED = {"tool_calls": "stop", "function_call": "stop", "abort": "cancelled"}
+
 # Where a request is silent, vLLM samples as the model's generation_config.json says; so it is never silent.
 _WHOLE_DISTRIBUTION: Mapping[str, Any] = {
     "min_p": 0.0,
@@ -188,7 +191,7 @@ class RecordedRequest:
             completion_token_ids=tuple(choice.token_ids),
             completion_logprobs=choice.known_logprobs() if self._is_whole else None,
             text="".join(choice.texts),
-            finish_reason=finish_reason,
+            finish_reason=_SAMPLING_ENDED.get(finish_reason, finish_reason),
             sampling=self._sampling,
             call_id=self._heading.call_id,
             module=self._heading.module,

@@ -8,9 +8,9 @@ its author wrote.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tracetune.trainers.endpoint.messages import Message, Tool
 from tracetune.trainers.endpoint.problems import Problem
@@ -22,7 +22,6 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "store": (None, False),
     "functions": (None, []),
     "function_call": (None, "none", "auto"),
-    "response_format": (None, {"type": "text"}),
     "logit_bias": (None, {}),
     "presence_penalty": (None, 0),
     "frequency_penalty": (None, 0),
@@ -81,6 +80,32 @@ class Body(BaseModel):
         return tuple(filter(None, strings))
 
 
+class JsonSchema(BaseModel):
+    """The schema that an answer must have."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", populate_by_name=True)
+
+    name: str
+    description: str | None = None
+    schema_: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(BaseModel):
+    """What an answer must be: text, any JSON object, or JSON of a schema."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _has_its_schema(self) -> Self:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise ValueError("json_schema stands beside the type json_schema, and beside no other")
+        return self
+
+
 class ChatBody(Body):
     """The body of a request to `/v1/chat/completions`."""
 
@@ -88,6 +113,7 @@ class ChatBody(Body):
     tools: list[Tool] | None = None
     tool_choice: Literal["auto", "none"] | None = None
     parallel_tool_calls: bool | None = None
+    response_format: ResponseFormat | None = None
     max_completion_tokens: int | None = Field(default=None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
@@ -96,6 +122,24 @@ class ChatBody(Body):
     def offered(self) -> list[Tool]:
         """The tools that the model may call."""
         return [] if self.tool_choice == "none" else self.tools or []
+
+    @property
+    def answer_schema(self) -> Mapping[str, Any] | None:
+        """The schema of JSON that the answer must have; None where it may be any text.
+
+        Raises:
+            Problem: if the model may also call tools, which are no such JSON.
+        """
+        if self.response_format is None or self.response_format.type == "text":
+            return None
+        if self.offered:
+            raise Problem(
+                400,
+                "'response_format' leaves no room for tool calls; leave out 'tools' or set 'tool_choice' to none",
+                "response_format",
+            )
+        wanted = self.response_format.json_schema
+        return {"type": "object"} if wanted is None else wanted.schema_
 
     @property
     def alternatives(self) -> int:

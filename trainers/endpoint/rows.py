@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from tracetune.trainers.endpoint.grammars import Constraint
 from tracetune.trainers.endpoint.problems import Problem
 from tracetune.trainers.endpoint.text import Decode, GrowingText
 from tracetune.types import Completion, Sampling
@@ -40,6 +41,7 @@ class Row:
             the row is `streamed`. It is called on the event loop's thread.
         sampling: what is in force, every default filled in.
         top_logprobs: how many alternatives to keep for each token.
+        constraint: rules out tokens, where the client asked for JSON.
         adapter: what it is decoded with; None: the model as it is.
         cancelled: set when the client has left.
     """
@@ -54,6 +56,7 @@ class Row:
     top_logprobs: int = 0
     call_id: str | None = None
     module: str | None = None
+    constraint: Constraint | None = None
     adapter: str | None = None
     cancelled: bool = False
     policy_version: str = ""
@@ -100,6 +103,8 @@ class Row:
         """Take the token that was drawn; gives why the row is finished, or None where it goes on."""
         self.completion_ids.append(token)
         self.logprobs.append(logprob)
+        if self.constraint is not None:
+            self.constraint.accept(token)
         if token in end_tokens:
             self.ended = True
             return "stop"

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
+from tracetune.trainers.endpoint.grammars import Constraint
 from tracetune.types import Sampling
 
 
@@ -36,7 +37,8 @@ class Sampler:
 
     A greedy row (temperature 0) takes the likeliest token, and its log-probability is that
     under temperature 1: the distribution that it was "drawn from" would give 0 for every
-    token and tell nothing. Where top_p or top_k truncate, what is left is renormalised.
+    token and tell nothing. Where a constraint, top_p or top_k rule tokens out, what is left
+    is renormalised.
 
     Example:
         >>> sampler = Sampler([Sampling(temperature=0.0)], [random.Random(0)])
@@ -44,7 +46,12 @@ class Sampler:
         [1]
     """
 
-    def __init__(self, samplings: Sequence[Sampling], sources: Sequence[random.Random]) -> None:
+    def __init__(
+        self,
+        samplings: Sequence[Sampling],
+        sources: Sequence[random.Random],
+        constraints: Sequence[Constraint | None] = (),
+    ) -> None:
         greedy = [sampling.temperature == 0.0 for sampling in samplings]
         temperatures = [
             1.0 if is_greedy else sampling.temperature for is_greedy, sampling in zip(greedy, samplings, strict=True)
@@ -57,6 +64,7 @@ class Sampler:
             for row, sampling in enumerate(samplings)
             if not greedy[row] and (sampling.top_k is not None or sampling.top_p not in (None, 1.0))
         ]
+        self._constrained = [(row, rules) for row, rules in enumerate(constraints) if rules is not None]
         self._sources = sources
 
     def draw(self, logits_BV: torch.Tensor) -> Drawn:
@@ -66,6 +74,10 @@ class Sampler:
             logits_BV: what the model says, any float type.
         """
         logits_BV = logits_BV.float()
+        if self._constrained:
+            logits_BV = logits_BV.clone()
+            for row, constraint in self._constrained:
+                constraint.rule_out(logits_BV[row])
         if self._temperatures_B1 is not None:
             logits_BV = logits_BV / self._temperatures_B1.to(logits_BV.device)
         if self._truncated:

@@ -128,7 +128,7 @@ class OpenAIService:
                 metadata={"tracetune": request.key},
                 extra_headers={"Idempotency-Key": request.key},
             )
-        return job_of(job)
+            return job_of(job)
 
     def find(self, file_ids: Sequence[str], since: float) -> Job | None:
         """The newest job that was created of one of these files, none of them before a time."""
@@ -182,8 +182,11 @@ def told_apart() -> Iterator[None]:
         raise TrainerError(f"the service refuses with {error.status_code}: {_words_of(error)}") from error
     except openai.APIConnectionError as error:  # time-outs are a kind of it
         raise Unavailable(f"the service does not answer ({type(error).__name__}: {error})") from error
-    except openai.OpenAIError as error:
-        raise TrainerError(f"the service gave what is no answer ({type(error).__name__}: {error})") from error
+    except (openai.OpenAIError, AttributeError, TypeError, ValueError) as error:
+        # The SDK hands out whatever came with status 200, a web page say, and fails where that is used.
+        raise TrainerError(
+            f"the service's answer is none of a fine-tuning service ({type(error).__name__}: {error}); check base_url"
+        ) from error
 
 
 def _words_of(error: openai.APIStatusError) -> str:

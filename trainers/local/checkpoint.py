@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from tracetune.errors import CheckpointError
 from tracetune.trainers.local.learner import Learner
-from tracetune.trainers.local.lora import Adapters, adapter_name
+from tracetune.trainers.local.lora import FIRST, Adapters, adapter_name
 
 _STATE = "trainer.json"
 _OPTIMIZER = "optimizer.safetensors"
@@ -122,10 +122,8 @@ def read_checkpoint(folder: Path, adapters: Adapters, present: TrainerState) -> 
         weights = {module: adapters.read(_adapter_folder(folder, module)) for module in each}
         tensors = load_file(folder / _OPTIMIZER)
         torch_random_state = tensors.pop("torch_random_state")
-        moments: dict[str, dict[str, Tensor]] = {}
-        for key, value in tensors.items():
-            name, _, moment = key.rpartition(".")
-            moments.setdefault(name, {})[moment] = value
+        names = [FIRST if module is None else adapter_name(module) for module in each]
+        moments = _moments_of(tensors, {key for name in names for key in adapters.keys(name)})
     except (OSError, ValueError, TypeError, KeyError, AttributeError, SafetensorError) as error:
         raise CheckpointError(f"{folder} is no whole checkpoint of a local trainer ({error}); use another") from error
     if saved.model != present.model:
@@ -135,6 +133,17 @@ def read_checkpoint(folder: Path, adapters: Adapters, present: TrainerState) -> 
         if old != new:
             raise CheckpointError(f"{folder} was written with {name}={old!r}, not {new!r}; use the run's own settings")
     return Checkpoint(saved.steps_done, weights, moments, torch_random_state, (version, tuple(numbers), gauss))
+
+
+def _moments_of(tensors: Mapping[str, Tensor], weights: Collection[str]) -> dict[str, dict[str, Tensor]]:
+    """The optimisers' state of each weight, from names like `<weight>.exp_avg`."""
+    moments: dict[str, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        name, _, moment = key.rpartition(".")
+        if name not in weights:
+            raise ValueError(f"{_OPTIMIZER} is of other weights")
+        moments.setdefault(name, {})[moment] = value
+    return moments
 
 
 def _adapter_folder(folder: Path, module: str | None) -> Path:

@@ -61,8 +61,7 @@ class Adapters:
         """
         name = adapter_name(module)
         if name not in self.model.peft_config:
-            # Every adapter has a seed of its own, which does not depend on the order they are made in.
-            with _first_weights(int.from_bytes(hashlib.sha256(f"{self._seed} {module}".encode()).digest()[:7])):
+            with _first_weights(derived_seed(self._seed, module)):
                 self.model.add_adapter(name, self._peft_settings())
             self.model.eval()
         return name
@@ -75,6 +74,10 @@ class Adapters:
     def use(self, name: str) -> None:
         """Let this adapter's weights, and no other's, be in force and learn."""
         self.model.set_adapter(name)
+
+    def keys(self, name: str) -> list[str]:
+        """What the weights of an adapter of that name are called, whether the model has it or not."""
+        return [key.replace(f".{FIRST}.", f".{name}.") for key in self.parameters(FIRST)]
 
     def parameters(self, name: str) -> dict[str, torch.nn.Parameter]:
         """The weights of one adapter, by name, in a fixed order."""
@@ -143,10 +146,20 @@ def adapter_name(module: str) -> str:
 
     Example:
         >>> adapter_name("hop")
-        'hop-dbf5a3b4'
+        'hop-87a0acae'
     """
     readable = re.sub(r"[^A-Za-z0-9_-]+", "-", module)[:40]
     return f"{readable}-{hashlib.sha256(module.encode()).hexdigest()[:8]}"
+
+
+def derived_seed(seed: int, purpose: str) -> int:
+    """A seed for one purpose: it does not depend on what random numbers were used for before.
+
+    Example:
+        >>> derived_seed(0, "hop") == derived_seed(0, "hop") != derived_seed(0, "answer")
+        True
+    """
+    return int.from_bytes(hashlib.sha256(f"{seed} {purpose}".encode()).digest()[:7], "big")
 
 
 @contextmanager

@@ -46,6 +46,8 @@ class MemberTokeniser:
         tokenizer = self._tokenizer
         if tokenizer is None or not member.messages or not tokenizer.chat_template:
             return None
+        if member.tool_calls:  # the form in which they were written is not known, and the text is not all there was
+            return None
         try:
             prompt = tokenizer.apply_chat_template(list(member.messages), add_generation_prompt=True, tokenize=False)
         except TemplateError:  # the template refuses a role or an order that another model was fine with
@@ -64,4 +66,5 @@ class MemberTokeniser:
             read = self._tokenizer.decode(list(member.completion_ids or ()), clean_up_tokenization_spaces=False)
         except (IndexError, KeyError, OverflowError, TypeError):  # a token that the vocabulary does not have
             return False
-        return member.text.strip() in read
+        names = [str(call.get("function", {}).get("name", "")) for call in member.tool_calls]
+        return all(part in read for part in (member.text.strip(), *names))

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -17,7 +18,8 @@ from tracetune.trainers.base import Endpoint, WeightTrainer
 from tracetune.trainers.local.checkpoint import TrainerState, model_fingerprint, read_checkpoint, save_checkpoint
 from tracetune.trainers.local.export import export_merged
 from tracetune.trainers.local.learner import Learner
-from tracetune.trainers.local.lora import FIRST, Adapters
+from tracetune.trainers.local.likelihood import Measured, measured_completions
+from tracetune.trainers.local.lora import FIRST, Adapters, derived_seed
 from tracetune.trainers.local.members import (
     TrainableMember,
     has_something_to_learn,
@@ -30,7 +32,7 @@ from tracetune.trainers.local.schedule import rate_factor
 from tracetune.trainers.local.settings import LocalSettings
 from tracetune.trainers.local.sharing import cost_of, shares_prefixes
 from tracetune.trainers.local.tokens import MemberTokeniser
-from tracetune.types import Capabilities, Environment, GroupBatch, Plan, StepReport
+from tracetune.types import Capabilities, Environment, GroupBatch, Likelihood, Plan, StepReport
 
 
 class LocalTrainer(WeightTrainer):
@@ -140,20 +142,20 @@ class LocalTrainer(WeightTrainer):
         sums, skipped = StepSums(), Counter[str]()
         used = tokens = 0
         parts: Mapping[Any, GroupBatch] = parts_by_module(batch) if self.settings.adapter_per_module else {None: batch}
-        with self._random_numbers_of_the_step():
-            for module, part in parts.items():
-                members, reasons = self._trainable(part)
-                skipped += reasons
-                if not has_something_to_learn(members, self.settings.kl):
-                    skipped["nothing_to_learn"] += len(members)
-                    continue
+        for module, part in parts.items():
+            members, reasons = self._trainable(part)
+            skipped += reasons
+            if not has_something_to_learn(members, self.settings.kl):
+                skipped["nothing_to_learn"] += len(members)
+                continue
+            with self._random_numbers_of(module):
                 learned = self._learn(module, members)
-                sums.include(learned)
-                if learned.updates < self.settings.epochs:
-                    skipped["not_finite"] += len(members)
-                if learned.updates:
-                    used += len(members)
-                    tokens += sum(len(member.completion_ids) for member in members)
+            sums.include(learned)
+            if learned.updates < self.settings.epochs:
+                skipped["not_finite"] += len(members)
+            if learned.updates:
+                used += len(members)
+                tokens += sum(len(member.completion_ids) for member in members)
         self.steps_done += 1
         return sums.report(
             step=self.steps_done,
@@ -162,6 +164,24 @@ class LocalTrainer(WeightTrainer):
             seconds=time.perf_counter() - started,
             skipped=+skipped,
         )
+
+    def likelihood(self, batch: GroupBatch) -> Likelihood:
+        """How likely the good and the bad completions of a batch are, by the adapters as they are now."""
+        torch.set_num_threads(self._threads)
+        found: list[Measured] = []
+        parts: Mapping[Any, GroupBatch] = parts_by_module(batch) if self.settings.adapter_per_module else {None: batch}
+        for module, part in parts.items():
+            members, _ = self._trainable(part)
+            rows = cut_rows(members, cost=self._cost, budget=self.settings.token_budget, share=self._share)
+            if module in self._learners:
+                self._adapters.use(self._learners[module].name)
+                found += measured_completions(self.model, rows, self.settings.token_budget)
+            else:
+                with self._adapters.disabled():
+                    found += measured_completions(self.model, rows, self.settings.token_budget)
+        good = [logprob for advantage, logprob in found if advantage > 0]
+        bad = [logprob for advantage, logprob in found if advantage < 0]
+        return Likelihood(fmean(good) if good else None, fmean(bad) if bad else None, len(found))
 
     def save(self, folder: Path) -> None:
         """Write adapters, optimisers, random states and settings into a folder, as safetensors and JSON."""
@@ -242,11 +262,11 @@ class LocalTrainer(WeightTrainer):
         return None if learner is None else learner.name
 
     @contextmanager
-    def _random_numbers_of_the_step(self) -> Iterator[None]:
-        """Dropout that follows from the seed and the step's number, and disturbs nobody else's numbers."""
+    def _random_numbers_of(self, module: str | None) -> Iterator[None]:
+        """Dropout that follows from seed, step and module, and disturbs nobody else's numbers."""
         device = self.model.device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(self.settings.seed * 1_000_003 + self.steps_done)
+            torch.manual_seed(derived_seed(self.settings.seed, f"{self.steps_done} {module}"))
             yield
 
     def _state(self) -> TrainerState:
@@ -258,7 +278,7 @@ class LocalTrainer(WeightTrainer):
             warnings.warn(
                 "some members have no log-probabilities of the policy that sampled them (text alone, greedy or "
                 "truncated sampling); those of the present weights stand in, as if it had just sampled them",
-                stacklevel=3,
+                stacklevel=4,
             )
 
 

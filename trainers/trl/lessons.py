@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tracetune.rows import Rows, kto_rows, preference_rows, supervised_rows
@@ -100,7 +100,8 @@ def _rows(batch: GroupBatch, rows: Rows, read: Read, columns: Sequence[str]) -> 
     skipped = Counter(rows.skipped)
     tokenised: list[Row] = []
     for row in rows.rows:
-        sampled = [members[_identity(row["prompt"], row[column][0])] for column in columns]
+        # The rows say what is learned, whoever sampled it: a teacher's words are tokens like others.
+        sampled = [replace(members[_identity(row["prompt"], row[column][0])], teacher=None) for column in columns]
         read_members, reasons = read(GroupBatch([Group({}, sampled)]))
         if len(read_members) < len(sampled):
             skipped.update(reasons)

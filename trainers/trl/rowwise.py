@@ -65,14 +65,17 @@ class _Rowwise(Stepwise):
 
     @staticmethod
     def length(row: Row) -> int:
-        """How many tokens a row's forwards take."""
-        return sum(len(ids) for name, ids in row.items() if name.endswith("_ids") and name != "prompt_ids") + (
-            len(row.get("prompt_ids", ()))
-        )
+        """How many tokens a row has in one forward."""
+        return len(row["prompt_ids"]) + max(len(row["completion_ids"]), len(row["KL_completion_ids"]))
 
 
-class Preferences(_Rowwise, DPOTrainer):  # type: ignore[misc]  # trl has no types
+class Preferences(_Rowwise, DPOTrainer):  # type: ignore[misc]  # trl leaves its classes untyped
     """DPOTrainer, fed with pairs."""
+
+    @staticmethod
+    def length(row: Row) -> int:
+        """Both completions stand in one forward, each after the prompt."""
+        return 2 * (len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"])))
 
 
 class Judgements(_Rowwise, KTOTrainer):  # type: ignore[misc]  # likewise
@@ -86,6 +89,11 @@ class Imitation(_Rowwise, SFTTrainer):  # type: ignore[misc]  # likewise
     def weight(rows: Sequence[Row]) -> int:
         """As many completion tokens as they have."""
         return sum(sum(label != -100 for label in row["labels"]) for row in rows)
+
+    @staticmethod
+    def length(row: Row) -> int:
+        """How many tokens a row has."""
+        return len(row["input_ids"])
 
 
 _KINDS: dict[str, tuple[type[Any], type[Any]]] = {

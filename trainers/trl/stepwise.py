@@ -61,6 +61,9 @@ class Stepwise:
         # Micro-batches are weighed before they come here, so nothing divides them once more.
         self.current_gradient_accumulation_steps = 1
 
+    def _send_telemetry(self) -> None:
+        """TRL tells its makers of each training; nobody asked for that here."""
+
     def update(self: Any, micro_batches: Sequence[Any], learning_rate: float, max_grad_norm: float) -> Update:
         """Take one update of the optimiser, over the micro-batches of all processes.
 
@@ -68,19 +71,21 @@ class Stepwise:
         """
         accelerator, optimizer = self.accelerator, self.optimizer
         self.sums = torch.zeros_like(Stepwise.sums)
-        loss = sum(self._backward(inputs, last=inputs is micro_batches[-1]) for inputs in micro_batches)
-        sums = torch.cat([torch.tensor([loss / accelerator.num_processes], dtype=torch.float64), self.sums])
-        total, *counted = accelerator.reduce(sums.float().to(accelerator.device), reduction="sum").tolist()
-        norm = float(accelerator.clip_grad_norm_(self.model_wrapped.parameters(), max_grad_norm))
-        made = math.isfinite(norm) and math.isfinite(total)
-        if made:
-            for parameters in optimizer.param_groups:
-                parameters["lr"] = learning_rate
-            optimizer.step()
-        optimizer.zero_grad()
-        self.model.eval()
-        # TRL's own figures pile up, and nobody asks for them.
-        self._metrics["train"].clear()
+        try:
+            loss = sum(self._backward(inputs, last=inputs is micro_batches[-1]) for inputs in micro_batches)
+            sums = torch.cat([torch.tensor([loss / accelerator.num_processes], dtype=torch.float64), self.sums])
+            total, *counted = accelerator.reduce(sums.float().to(accelerator.device), reduction="sum").tolist()
+            norm = float(accelerator.clip_grad_norm_(self.model_wrapped.parameters(), max_grad_norm))
+            made = math.isfinite(norm) and math.isfinite(total)
+            if made:
+                for parameters in optimizer.param_groups:
+                    parameters["lr"] = learning_rate
+                optimizer.step()
+        finally:
+            optimizer.zero_grad()
+            self.model.eval()
+            # TRL's own figures pile up, and nobody asks for them.
+            self._metrics["train"].clear()
         return Update(total, norm, made, tuple(counted))
 
     def _backward(self: Any, inputs: Any, *, last: bool) -> float:

@@ -9,7 +9,7 @@ long as rollouts take.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -80,7 +80,8 @@ class Team:
             self._say(_Result(result))
         except BaseException as error:
             if self._is_heard:
-                self._say(_Failure(f"{type(error).__name__}: {error}"))
+                with suppress(TrainerError):  # of two failures the first one says more
+                    self._say(_Failure(f"{type(error).__name__}: {error}"))
             raise
         finally:
             self._leads = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import warnings
 from collections import Counter
@@ -72,6 +73,11 @@ class TrlTrainer(WeightTrainer):
         super().__init__()
         if device not in ("auto", "cpu"):
             raise InvalidInput(f"the trl trainer's device is {device!r}; accelerate chooses it: give 'auto', or 'cpu'")
+        if device == "auto" and torch.cuda.device_count() > 1 and "LOCAL_RANK" not in os.environ:
+            raise InvalidInput(
+                f"this one process sees {torch.cuda.device_count()} GPUs; start it with accelerate launch --multi_gpu, "
+                "or show it one of them with CUDA_VISIBLE_DEVICES=0"
+            )
         self.settings = TrlSettings.of(settings)
         self._threads = threads or torch.get_num_threads()
         if isinstance(model, tuple):

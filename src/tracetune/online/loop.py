@@ -7,24 +7,21 @@ trainer, checkpoints and a display. What a step consists of is the trainer's to 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tracetune.errors import CheckpointError, InvalidInput
+from tracetune.errors import InvalidInput
 from tracetune.grouping import Store
 from tracetune.online.checkpoints import Checkpoints
 from tracetune.online.environment import EXPORTED, OnlineEnvironment, OnStep
 from tracetune.online.journal import SpoolJournal
 from tracetune.online.progress import ProgressDisplay
-from tracetune.online.runner import Reward, RolloutRunner
+from tracetune.online.runner import Reward, RolloutRunner, as_program
+from tracetune.online.runs import run_name
 from tracetune.recording import record
-from tracetune.tracer import is_program
-from tracetune.tracer import program as decorate_program
 from tracetune.trainers import make_trainer
 from tracetune.types import (
     Collective,
@@ -46,8 +43,6 @@ if TYPE_CHECKING:
 
 OPENAI_BASE_URL = "https://api.openai.com/v1"
 """Where OpenAI's clients go when nothing tells them otherwise."""
-
-_RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +173,7 @@ def optimize(
     def run_here() -> Result:
         path = Path(store)
         database = Store(path)
-        name = _run_name(run, path, database, resume=resume)
+        name = run_name(run, path, database, resume=resume)
         checkpoints = Checkpoints(path, name)
         done = checkpoints.latest_step()  # 0 unless it resumes: a new run has a name without checkpoints
         plan = Plan(
@@ -201,8 +196,7 @@ def optimize(
             journal = SpoolJournal(recording.spool, name)
             if resume:
                 journal.supersede(done + 1)
-            traced = program if is_program(program) else decorate_program(program)
-            runner = RolloutRunner(traced, reward, max_concurrency=max_concurrency, timeout=timeout)
+            runner = RolloutRunner(as_program(program), reward, max_concurrency=max_concurrency, timeout=timeout)
             stack.callback(runner.close)
             display = stack.enter_context(ProgressDisplay(name, steps, first=done, shown=progress))
             env = OnlineEnvironment(
@@ -249,43 +243,6 @@ def _examples(values: Iterable[Example | Mapping[str, Any]], what: str) -> list[
             raise InvalidInput(f"two examples of {what} have the id {example.id!r}; give each its own")
         seen.add(example.id)
     return examples
-
-
-def _run_name(run: str | None, path: Path, store: Store, *, resume: bool) -> str:
-    """The name to record under; refuses a name that would mix two runs, or a resume without a checkpoint."""
-    if run is not None and not _RUN.fullmatch(run):
-        raise InvalidInput(f"run {run!r} names a folder too: use letters, digits, '.', '_' and '-', not first a sign")
-    query = "SELECT run, max(started_at) AS last FROM rollouts WHERE run IS NOT NULL GROUP BY run"
-    used: dict[str, datetime] = {row["run"]: row["last"] for row in store.sql(query).rows()}
-    if resume:
-        resumable = [name for name in used if Checkpoints(path, name).latest() is not None]
-        if run is None and resumable:
-            return max(resumable, key=lambda name: used[name])
-        if run is None or run not in resumable:
-            raise CheckpointError(
-                f"{path} has no checkpoint of {run or 'any run'} to resume; start without resume, or name one of: "
-                f"{', '.join(sorted(resumable)) or 'none'}"
-            )
-        return run
-
-    def is_free(name: str) -> bool:
-        # The folder is made here and now, so of two processes that begin at once only one gets the name.
-        return name not in used and Checkpoints(path, name).reserve()
-
-    if run is None:
-        return next(name for name in _free_names() if is_free(name))
-    if not is_free(run):
-        raise InvalidInput(
-            f"run {run!r} is already in {path} or its checkpoints; pass resume=True to go on, or another name"
-        )
-    return run
-
-
-def _free_names() -> Iterator[str]:
-    number = 1
-    while True:
-        yield f"run-{number}"
-        number += 1
 
 
 def _upstream() -> Upstream | None:

@@ -24,6 +24,11 @@ T = TypeVar("T")
 Reward = Callable[[Example, Any, Rollout], float | Score | Awaitable[float | Score]]
 
 
+def as_program(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function as a program: itself where it is decorated as one."""
+    return function if tracer.is_program(function) else tracer.program(function)
+
+
 @dataclass(frozen=True, slots=True)
 class RolloutRequest:
     """A rollout that should be made: which example, under which policy, and its place in the step."""

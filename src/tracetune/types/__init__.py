@@ -18,7 +18,7 @@ from tracetune.types.protocols import (
     Plan,
     Trainer,
 )
-from tracetune.types.reports import StepReport
+from tracetune.types.reports import Likelihood, StepReport
 from tracetune.types.rollouts import Call, Rollout, RolloutSet
 from tracetune.types.teachers import Teacher
 
@@ -36,6 +36,7 @@ __all__ = [
     "Grouping",
     "Journal",
     "LeftOut",
+    "Likelihood",
     "Member",
     "Plan",
     "Policy",

@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field
 class Sampling(BaseModel):
     """How the tokens of a completion are drawn.
 
-    None means that the program's own value stands.
+    None means that the program's own value stands. `constrained` says that a grammar ruled
+    tokens out, because the program asked for JSON of a certain schema.
 
     Example:
         >>> Sampling(temperature=1.0).on_policy
@@ -28,14 +29,18 @@ class Sampling(BaseModel):
     max_tokens: int | None = Field(default=None, ge=1)
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    constrained: bool = False
 
     @property
     def on_policy(self) -> bool:
         """Whether the recorded log-probabilities are those of the policy's own distribution.
 
-        Greedy decoding and truncated distributions (top_p below 1, any top_k) are not.
+        Greedy decoding and truncated distributions (top_p below 1, any top_k) are not, nor
+        are those that a grammar cut (`constrained`): a trainer that computes them again,
+        without the grammar, would take the difference for a change of the policy.
         """
-        return self.temperature != 0.0 and self.top_p in (None, 1.0) and self.top_k is None
+        whole = self.top_p in (None, 1.0) and self.top_k is None and not self.constrained
+        return whole and self.temperature != 0.0
 
 
 @dataclass(frozen=True, slots=True)

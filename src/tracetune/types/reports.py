@@ -38,3 +38,19 @@ class StepReport:
     def as_dict(self) -> dict[str, Any]:
         """The figures as a plain dictionary, for a tracker."""
         return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Likelihood:
+    """How likely a policy holds completions to be that it was not trained on.
+
+    Attributes:
+        good: mean log-probability of a token of the completions that did better than their
+            group, nats, each completion counting alike; None where there is none.
+        bad: the same of those that did worse.
+        members: how many completions were measured.
+    """
+
+    good: float | None
+    bad: float | None
+    members: int

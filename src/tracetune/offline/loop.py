@@ -1,0 +1,221 @@
+"""Training on stored groups, step by step: no program is run, unless one is given to be measured.
+
+The groups are read once, and the steps follow from them and the seed: the same store, the
+same arguments and the same seed give the same weights.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tracetune.errors import InvalidInput, StoreNotFound, TrainerError
+from tracetune.grouping import Store
+from tracetune.offline.batches import batches_of, stored_groups
+from tracetune.offline.display import StepDisplay
+from tracetune.online.checkpoints import Checkpoints
+from tracetune.online.environment import OnlineEnvironment, OnStep
+from tracetune.online.journal import SpoolJournal
+from tracetune.online.progress import ProgressDisplay
+from tracetune.online.runner import Reward, RolloutRunner, as_program
+from tracetune.online.runs import run_name
+from tracetune.recording import record
+from tracetune.trainers import FinishedStep, WeightTrainer, make_trainer
+from tracetune.types import Evaluation, Example, Grouping, Likelihood, Plan, StepReport, Trainer
+
+# A checkpoint costs about a step of a small model.
+_STEPS_A_CHECKPOINT = 10
+
+
+@dataclass(frozen=True, slots=True)
+class OfflineResult:
+    """What came of a training on stored groups.
+
+    Attributes:
+        run: the name that its steps are recorded under.
+        store: the DuckDB file.
+        grouping: how the calls were aligned.
+        before: how likely the held-out slice was before the first step of this call; None
+            where nothing was held out or the trainer cannot tell.
+        after: how likely it is now.
+        rollouts_before: what the program earned with the policy before; None without a program.
+        rollouts_after: what it earns now.
+        reports: one for each step of this call.
+        checkpoint: the folder of the last checkpoint, with the adapter's weights in it.
+    """
+
+    run: str
+    store: Path
+    grouping: Grouping
+    before: Likelihood | None
+    after: Likelihood | None
+    rollouts_before: Evaluation | None
+    rollouts_after: Evaluation | None
+    reports: tuple[StepReport, ...]
+    checkpoint: Path | None
+
+
+def train(
+    store: str | os.PathLike[str],
+    trainer: Trainer | str = "local",
+    *,
+    model: str | os.PathLike[str] | None = None,
+    where: str | None = None,
+    grouping: Grouping | None = None,
+    members_per_step: int = 64,
+    passes: int = 1,
+    held_out: float = 0.1,
+    program: Callable[..., Any] | None = None,
+    val: Iterable[Example | Mapping[str, Any]] = (),
+    reward: Reward | None = None,
+    run: str | None = None,
+    seed: int = 0,
+    resume: bool = False,
+    progress: bool = True,
+    on_step: OnStep | None = None,
+    **settings: Any,
+) -> OfflineResult:
+    """Train on what a store holds, without running a program.
+
+    Calls that another policy sampled are learned from with truncated importance weights
+    where their log-probabilities were recorded. Where only their text is known, it is
+    tokenised by the policy's template, and the weights before each step stand in for the
+    ones that sampled it; a warning says so.
+
+    Args:
+        store: the DuckDB file.
+        trainer: a trainer that learns by steps, or the name of an installed one.
+        model: what a trainer that is given by name starts from.
+        where: a condition in SQL over the columns of `calls`.
+        grouping: how calls are aligned; by default by example, or, where no example was
+            answered twice, by module and invocation with advantages over the whole batch.
+        members_per_step: how many calls a step learns from; whole groups, so sometimes more.
+        passes: how often each group is learned from.
+        held_out: the share of examples, by a hash of their ids, that is not trained on but
+            measured before and after: the log-likelihood of good completions and of bad ones.
+        program: run on `val` before and after, to see what it earns with the policy.
+        val: the examples that the program is run on.
+        reward: what its outputs are worth.
+        run: the name to record the steps under; by default the next free one of run-1, run-2, …
+        seed: of the order of groups, and of a trainer that is given by name.
+        resume: go on from the last checkpoint of `run`.
+        progress: show a progress display on standard error.
+        on_step: called as `on_step(step, figures)` after each step, for trackers.
+        settings: of a trainer that is given by name. For `local`, `importance="token"` is
+            the default here.
+
+    Raises:
+        StoreNotFound: if there is no store.
+        InvalidInput: if nothing can be trained on, or an argument makes no sense.
+        TrainerError: if the trainer does not learn by steps.
+        CheckpointError: if there is nothing to resume.
+
+    Example:
+        >>> result = tt.train("logs.duckdb", model="…", where="run = 'prod-2026-11'")  # doctest: +SKIP
+        >>> result.after.good - result.before.good  # doctest: +SKIP
+        0.31
+    """
+    path = Path(store)
+    if not path.exists():
+        raise StoreNotFound(f"there is no store {path}; import logs into it first, or check the path")
+    for name, number in (("members_per_step", members_per_step), ("passes", passes)):
+        if number < 1:
+            raise InvalidInput(f"{name} must be at least 1, not {number}")
+    if not 0.0 <= held_out < 1.0:
+        raise InvalidInput(f"held_out is a share of the examples from 0 to below 1, not {held_out}")
+    if program is not None and reward is None:
+        raise InvalidInput("a program to measure needs a reward to measure it by; give reward=…")
+    examples = [Example.of(example) for example in val]
+    if (program is None) != (not examples):
+        raise InvalidInput(
+            "to see what a program earns takes the program, its examples and its reward: program, val, reward"
+        )
+    database = Store(path)
+    groups = stored_groups(database, where, grouping, held_out)
+    batches = batches_of(groups.train, members=members_per_step, passes=passes, seed=seed)
+    learner = _learner(trainer, model, seed, settings)
+    name = run_name(run, path, database, resume=resume)
+    checkpoints = Checkpoints(path, name)
+    plan = Plan(run=name, steps=len(batches), examples_per_step=1, rollouts=1, grouping=groups.grouping, seed=seed)
+    with ExitStack() as stack:
+        recording = stack.enter_context(record(path, run=name))
+        journal = SpoolJournal(recording.spool, name)
+        stack.enter_context(learner)
+        environment = None
+        if program is not None and reward is not None:
+            runner = RolloutRunner(as_program(program), reward, max_concurrency=16, timeout=120.0)
+            stack.callback(runner.close)
+            environment = OnlineEnvironment(
+                plan=plan,
+                train=(),
+                val=examples,
+                store=database,
+                journal=journal,
+                checkpoints=checkpoints,
+                resume_from=checkpoints.latest(),
+                runner=runner,
+                display=ProgressDisplay(name, len(batches), shown=False),
+                on_step=None,
+                export_env=False,
+            )
+            learner.open(environment)
+        else:
+            learner.prepare(plan)
+            if (last := checkpoints.latest()) is not None:
+                learner.load(last)
+        first = learner.steps_done
+        display = stack.enter_context(StepDisplay(name, len(batches), first=first, shown=progress))
+        display.groups(groups)
+
+        def measured() -> tuple[Likelihood | None, Evaluation | None]:
+            likelihood = learner.likelihood(groups.held_out) if groups.held_out.groups else None
+            evaluation = environment.evaluate(learner.policy, step=learner.steps_done) if environment else None
+            display.measured(learner.steps_done, likelihood, evaluation)
+            return likelihood, evaluation
+
+        before, earned_before = measured()
+        reports = []
+        for batch in batches[first:]:
+            version = f"{name}@{learner.steps_done}"
+            report = learner.learn(batch, name)
+            journal.batch(batch, report, step=report.step, policy_version=version)
+            reports.append(report)
+            if report.step % _STEPS_A_CHECKPOINT == 0 or report.step == len(batches):
+                checkpoints.keep(FinishedStep(report.step, learner))
+            figures = {key: value for key, value in report.as_dict().items() if isinstance(value, int | float)}
+            display.step(report)
+            if on_step is not None:
+                on_step(report.step, figures)
+        after, earned_after = measured()
+    database.ingest()
+    return OfflineResult(
+        name,
+        path,
+        groups.grouping,
+        before,
+        after,
+        earned_before,
+        earned_after,
+        tuple(reports),
+        checkpoints.latest(),
+    )
+
+
+def _learner(
+    trainer: Trainer | str, model: str | os.PathLike[str] | None, seed: int, settings: dict[str, Any]
+) -> WeightTrainer:
+    if isinstance(trainer, str):
+        if trainer == "local":
+            settings = {"importance": "token", "seed": seed, **settings}
+        trainer = make_trainer(trainer, model=model, **settings)
+    elif settings:
+        raise InvalidInput(f"{', '.join(settings)}: the trainer is made already; give its settings to it")
+    if not isinstance(trainer, WeightTrainer):
+        raise TrainerError(
+            f"{type(trainer).__name__} does not learn by steps, so it cannot learn from stored groups; use local or trl"
+        )
+    return trainer
