@@ -77,8 +77,10 @@ class GivesAnotherPolicy(LearnsOnce):
 
 @fails("test_it_changes_what_it_says_it_changes")
 class KeepsItsVersion(UnigramTrainer):
-    def _version(self, plan):
-        return plan.run
+    def endpoint(self, env, version):
+        endpoint = super().endpoint(env, version)
+        endpoint.publish = lambda version: None
+        return endpoint
 
 
 @fails("test_it_changes_what_it_says_it_changes")
@@ -217,13 +219,6 @@ class WantsEqualGroups(UnigramTrainer):
 class LearnsFromRewards(UnigramTrainer):
     def step(self, batch):
         return super().step(changed(batch, lambda member, place: replace(member, advantage=member.reward)))
-
-
-@fails("test_an_empty_batch_is_a_step_that_changes_nothing")
-class DividesByMembers(UnigramTrainer):
-    def step(self, batch):
-        report = super().step(batch)
-        return replace(report, loss=report.loss / batch.n_members)
 
 
 @fails("test_an_empty_batch_is_a_step_that_changes_nothing")
