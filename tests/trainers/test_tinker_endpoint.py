@@ -206,10 +206,12 @@ def test_a_client_that_leaves_is_given_up(endpoint, client, service, journal):
 
 
 def test_what_the_service_cannot_do_is_refused_by_name(client):
-    """Alternatives of each token are not asked of the service; the client reads which parameter it was."""
+    """Neither alternatives of each token nor answers of a form are asked of it; the client reads which it was."""
     with pytest.raises(openai.BadRequestError) as caught:
         ask(client, logprobs=True, top_logprobs=2)
     assert (caught.value.param, caught.value.code) == ("top_logprobs", "unsupported_parameter")
+    with pytest.raises(openai.BadRequestError, match="response_format"):
+        ask(client, response_format={"type": "json_object"})
     shown = ask(client, logprobs=True).choices[0].logprobs.content
     assert all(entry.logprob <= 0 for entry in shown)
 
