@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from training_step import SHAPES, Shape, arguments, make_group, make_model, make_tokenizer
+from train_step import SHAPES, Shape, arguments, make_group, make_model, make_tokenizer
 
 from tracetune.trainers.local import LocalTrainer
 from tracetune.trainers.trl import TrlTrainer

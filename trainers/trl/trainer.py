@@ -17,7 +17,7 @@ from tracetune.errors import InvalidInput
 from tracetune.trainers.base import Endpoint, WeightTrainer
 from tracetune.trainers.local.checkpoint import TrainerState, model_fingerprint, read_checkpoint, save_checkpoint
 from tracetune.trainers.local.learner import Learner
-from tracetune.trainers.local.lora import FIRST, Adapters
+from tracetune.trainers.local.lora import FIRST, Adapters, derived_seed
 from tracetune.trainers.local.members import TrainableMember, has_something_to_learn, trainable_members
 from tracetune.trainers.local.schedule import rate_factor
 from tracetune.trainers.local.tokens import MemberTokeniser
@@ -249,7 +249,7 @@ class TrlTrainer(WeightTrainer):
         """Dropout that follows from the seed, the step's number and the process, and disturbs nobody else's numbers."""
         device = self.model.device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed((self.settings.seed * 1_000_003 + step) * 1_009 + self._team.rank)
+            torch.manual_seed(derived_seed(self.settings.seed, f"{step} {self._team.rank}"))
             yield
 
     def _state(self) -> TrainerState:
@@ -284,5 +284,5 @@ class TrlTrainer(WeightTrainer):
             warnings.warn(
                 "some members have no log-probabilities of the policy that sampled them (text alone, greedy or "
                 "truncated sampling); those of the present weights stand in, as if it had just sampled them",
-                stacklevel=3,
+                stacklevel=5,
             )
