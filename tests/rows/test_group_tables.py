@@ -51,7 +51,8 @@ def test_a_table_holds_all_that_a_trainer_is_given(tmp_path):
         "prompt_token_ids": [1, 2],
         "completion_token_ids": [3],
         "completion_logprobs": [-0.125],
-        "sampling": '{"constrained":false,"max_tokens":null,"seed":null,"stop":["\\n"],"temperature":0.5,"top_k":null,"top_p":null}',
+        "sampling": '{"constrained":false,"max_tokens":null,'
+        '"seed":null,"stop":["\\n"],"temperature":0.5,"top_k":null,"top_p":null}',
         "on_policy": False,
         "policy_version": "run@0",
         "teacher": "gpt",
