@@ -53,6 +53,7 @@ class FineTuningServer:
         statuses: what a job is on each look; the last one stays.
         error: of a job that has failed.
         reached: set when a request is met with silence.
+        hides_files: whether it lists none of its files.
     """
 
     def __init__(self) -> None:
@@ -64,6 +65,7 @@ class FineTuningServer:
         self.statuses = ["validating_files", "running", "succeeded"]
         self.error: dict[str, Any] | None = None
         self.reached = threading.Event()
+        self.hides_files = False
         self._looks: Counter[str] = Counter()
         self._released = threading.Event()
         self._lock = threading.Lock()
@@ -142,7 +144,8 @@ class FineTuningServer:
 
     def list_files(self) -> dict[str, Any]:
         """All files, the newest first."""
-        return {"object": "list", "has_more": False, "data": [self._file(file_id) for file_id in reversed(self.files)]}
+        files = [] if self.hides_files else [self._file(file_id) for file_id in reversed(self.files)]
+        return {"object": "list", "has_more": False, "data": files}
 
     def create(self, asked: dict[str, Any]) -> dict[str, Any]:
         """Begin a job."""

@@ -143,6 +143,7 @@ def test_predictors_on_their_own(lm: Any, model_server: Any, store: Path, spool:
 
 def test_a_policy_is_sampled_anew(lm: Any, model_server: Any, store: Path) -> None:
     """DSPy's cache does not answer for a policy in force; elsewhere it does, and the call says so."""
+    dspy.configure_cache(enable_disk_cache=False)  # one on disk would remember the last time that this ran
     cached = lm.copy(cache=True, temperature=0.25)
     policy = Policy(model_server.url, "key", "tiny", "try@0")
     with tracetune.record(store, instrument=["dspy"]):

@@ -12,6 +12,8 @@ import httpx
 import langchain_programs as programs
 import pytest
 from framework_trees import call, module, program, reported_twice, tool, trees_of
+from langchain_core.exceptions import OutputParserException
+from langchain_core.output_parsers import JsonOutputParser
 from langchain_core.tracers import context
 from langchain_openai import ChatOpenAI
 from pydantic import SecretStr
@@ -169,3 +171,17 @@ def test_a_closed_rollout(chat_model: Any, model_server: Any, store: Path) -> No
         with pytest.raises(RolloutClosed, match="r1 was closed with status timeout"):
             programs.invoke(chat_model)
     assert model_server.requests == []
+
+
+def test_an_answer_that_a_parser_refuses(chat_model: Any, store: Path) -> None:
+    """What LangChain's parsers cannot read ends the rollout as a format error, with the text kept."""
+
+    @tracer.program
+    def find() -> None:
+        (chat_model | JsonOutputParser()).invoke("who?")
+
+    with tracetune.record(store, instrument=["langchain"]), pytest.raises(OutputParserException):
+        find()
+    rows = tracetune.Store(store)
+    assert rows.sql("SELECT status FROM rollouts").rows() == [{"status": "format_error"}]
+    assert rows.sql("SELECT module, completion FROM calls").rows() == [{"module": "find", "completion": "answer 0"}]

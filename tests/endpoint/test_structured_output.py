@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from concurrent.futures import ThreadPoolExecutor
 from enum import StrEnum
+from queue import Queue
 from typing import Literal
 
 import openai
@@ -13,6 +14,10 @@ import torch
 from pydantic import BaseModel
 from reciting_llama import byte_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
+
+from tracetune.trainers.endpoint.grammars import Grammars
+from tracetune.trainers.endpoint.rows import Piece, Row
+from tracetune.types import Sampling
 
 TEMPLATE = (
     "{% for t in tools or [] %}{{ t | tojson }}{% endfor %}"
@@ -181,6 +186,41 @@ def test_a_tokenizer_that_cannot_be_constrained_says_so(serve, connect, untraine
         connect(serve(model=model, tokenizer=tokenizer)).chat.completions.create(
             model="policy", messages=ASK, response_format={"type": "json_object"}
         )
+
+
+def test_alternatives_are_those_that_were_allowed(client):
+    """A token that the grammar forces has no alternatives: what was ruled out is not listed."""
+    schema = {"const": "yes"}
+    response = client.chat.completions.create(
+        model="policy",
+        messages=ASK,
+        response_format={"type": "json_schema", "json_schema": {"name": "one", "schema": schema}},
+        logprobs=True,
+        top_logprobs=5,
+    )
+    content = response.choices[0].logprobs.content
+    assert [[(each.token, each.logprob) for each in entry.top_logprobs] for entry in content] == [
+        [(letter, 0.0)] for letter in '"yes"'
+    ]
+
+
+def test_a_grammar_that_breaks_ends_its_own_row_alone(serve, connect, untrained):
+    """The row's client hears of it, and rows beside it go on."""
+    model, tokenizer = untrained
+    endpoint = serve(model=model, tokenizer=tokenizer)
+    grammars = Grammars(tokenizer, [tokenizer.eos_token_id])
+    broken = grammars.constraint(grammars.of_schema({"type": "object"}))
+    broken.accept(tokenizer.convert_tokens_to_ids("x"))
+    pieces: Queue[Piece] = Queue()
+    rows = [
+        Row("r", choice, "policy", (7, 8), Sampling(temperature=0.0, max_tokens=4), pieces.put, constraint=constraint)
+        for choice, constraint in enumerate([broken, None])
+    ]
+    endpoint._engine.submit(rows)
+    ended = {piece.row.choice: piece for piece in (pieces.get(timeout=30), pieces.get(timeout=30))}
+    assert ended[0].problem is not None
+    assert "grammar of 'response_format' failed" in ended[0].problem.message
+    assert (ended[1].problem, ended[1].tokens) == (None, len(rows[1].completion_ids))
 
 
 def test_json_objects_of_any_kind_are_json(client):

@@ -90,9 +90,12 @@ def test_an_adapter_is_unloaded_after_its_last_request(start, server):
         asking = pool.submit(ask, client)
         assert reached.wait(30)
         publishing = pool.submit(endpoint.publish, "try@1")
-        while len(server.adapters) < 2:
+        while endpoint.policy.version == "try@0":
             assert not publishing.done()
+        with pytest.raises(TimeoutError):
+            publishing.result(0.3)
         assert first in server.adapters
+        assert endpoint.policy.version == "try@1"
         answered.set()
         assert asking.result(30).choices
         publishing.result(30)

@@ -271,6 +271,13 @@ def test_teachers_that_cannot_be_served_are_refused(tmp_path: Path, changes: dic
     assert rows(store, "SELECT count(*) FROM rollouts") == [(0,)]
 
 
+def test_a_single_rollout_is_the_policys():
+    """Whatever the shares are, a trainer that asks for fewer rollouts than the plan has gets some of the policy's."""
+    half = Teacher("half", "http://x/v1", "k", "m", share=0.5)
+    assert whose_rollouts([half], 1, "") == [None]
+    assert whose_rollouts([half, replace(half, name="other")], 2, "").count(None) == 1
+
+
 @settings(max_examples=50)
 @given(
     shares=st.lists(st.floats(0.01, 0.99), min_size=1, max_size=4),

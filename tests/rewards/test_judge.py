@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -21,11 +22,14 @@ EIGHT = '{"feedback": "right, and wordy", "score": 8}'
 def test_a_judge_gives_a_share_of_the_points_and_says_why(server):
     """The reward is the share of the rubric's points, with the judge's feedback, from one request."""
     server.answers = [EIGHT]
-    assert judge("right and short", **server.settings)(SUM, "four") == Score(0.8, feedback="right, and wordy")
+    reward = judge("right and short", **server.settings)
+    assert reward(SUM, "four") == Score(0.8, feedback="right, and wordy")
     [request] = server.requests
     assert (request["model"], [message["role"] for message in request["messages"]]) == ("judge", ["system", "user"])
     assert "right and short" in request["messages"][0]["content"]
     assert json.loads(request["messages"][1]["content"]) == {"task": {"sum": "2 + 2"}, "reference": 4, "answer": "four"}
+    reward({"inputs": {"sum": "2 + 2"}, "labels": 4}, "four")
+    assert server.requests[1] == request
 
 
 def test_a_rubric_may_have_points_of_its_own_and_braces(server):
@@ -92,7 +96,8 @@ def test_trouble_that_may_pass_is_waited_for(server):
     server.answers = [(500, {}), b"<html>bad gateway</html>", EIGHT]
     assert judge("right", **server.settings)(SUM, "four").value == 0.8
     assert len(server.requests) == 3
-    assert server.times[2] - server.times[1] > server.times[1] - server.times[0] > 0.35
+    assert server.times[1] - server.times[0] > 0.35
+    assert server.times[2] - server.times[1] > 0.75
 
 
 def test_a_limit_is_waited_for_as_long_as_the_server_says(server):
@@ -105,20 +110,20 @@ def test_a_limit_is_waited_for_as_long_as_the_server_says(server):
 
 def test_a_server_that_hangs_is_given_up_after_the_timeout(server):
     """A request takes no longer than `timeout`, and the next attempt may bring the answer."""
-    server.answers = [5.0, EIGHT]
-    started = time.monotonic()
+    server.answers = [8.0, EIGHT]
     assert judge("right", timeout=0.5, **server.settings)(SUM, "four").value == 0.8
-    assert time.monotonic() - started < 4.5
+    assert server.times[1] - server.times[0] < 7.0
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404])
-def test_trouble_that_does_not_pass_is_said_at_once(server, status):
-    """A wrong key or name is an error after one request; the key does not stand in it."""
+def test_trouble_that_does_not_pass_is_said_at_once(server, capsys, status):
+    """A wrong key or name is an error after one request; the key does not stand in it, and nothing is printed."""
     server.answers = [(status, {})]
     with pytest.raises(JudgeError, match=r"openai/judge could not be asked, after 1 attempt \(") as caught:
         judge("right", **server.settings)(SUM, "four")
     assert len(server.requests) == 1
     assert "secret-key" not in str(caught.value)
+    assert capsys.readouterr() == ("", "")
 
 
 def test_nobody_at_the_address_is_an_error_after_all_attempts(server):
@@ -135,18 +140,20 @@ def test_several_samples_are_averaged(server):
 
 
 def test_no_more_than_the_limit_are_asked_at_once(server):
-    """Sixteen threads put sixteen questions, three at a time."""
+    """Fifteen threads put fifteen questions, three at a time and no fewer."""
+    together = threading.Barrier(3)
 
-    def slowly(request):
-        time.sleep(0.05)
+    def in_threes(request):
+        together.wait(30.0)
+        time.sleep(0.02)  # a fourth would be seen
         return EIGHT
 
-    server.answers = [slowly]
+    server.answers = [in_threes]
     reward = judge("right", max_concurrency=3, **server.settings)
-    with ThreadPoolExecutor(16) as threads:
-        scores = list(threads.map(lambda number: reward(SUM, number).value, range(16)))
-    assert scores == [0.8] * 16
-    assert server.most_at_once == 3
+    with ThreadPoolExecutor(15) as threads:
+        scores = list(threads.map(lambda number: reward(SUM, number).value, range(15)))
+    assert scores == [0.8] * 15
+    assert (server.most_at_once, len(server.requests)) == (3, 15)
 
 
 def test_what_an_answer_says_is_data(server):

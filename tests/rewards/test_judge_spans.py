@@ -11,6 +11,8 @@ from looped_program import TRAIN, trainer, walk
 
 import tracetune as tt
 from tracetune.rewards import judge
+from tracetune.testing import span_tree
+from tracetune.tracer import names
 from tracetune.types import Example
 
 EXAMPLES = [Example("q1", {"word": "red"}), Example("q2", {"word": "blue"})]
@@ -97,7 +99,9 @@ def test_a_judge_takes_no_turn_of_the_module_it_is_asked_in(server, tmp_path):
     store = str(tmp_path / "traces.duckdb")
     with tt.record(store):
         twice("red")
-    assert rows(store, "SELECT kind, turn FROM calls ORDER BY started_at") == [("call", 0), ("score", 0), ("call", 1)]
+    [program] = span_tree(f"{store}.spool", attributes=(names.CALL_KIND, names.TURN))
+    turns = [tuple(call["attributes"].values()) for call in program["children"]]
+    assert turns == [("call", 0), ("score", 0), ("call", 1)]
 
 
 def test_every_attempt_is_a_call(server, tmp_path):

@@ -6,7 +6,7 @@ import json
 from dataclasses import replace
 
 import pyarrow.parquet
-from hypothesis import given
+from hypothesis import given, settings
 from row_batches import QUESTION, answer, batch_of, batches, rewritten
 
 from tracetune.rows import group_table, write_group_table
@@ -51,7 +51,8 @@ def test_a_table_holds_all_that_a_trainer_is_given(tmp_path):
         "prompt_token_ids": [1, 2],
         "completion_token_ids": [3],
         "completion_logprobs": [-0.125],
-        "sampling": '{"max_tokens":null,"seed":null,"stop":["\\n"],"temperature":0.5,"top_k":null,"top_p":null}',
+        "sampling": '{"constrained":false,"max_tokens":null,"seed":null,"stop":["\\n"],"temperature":0.5,'
+        '"top_k":null,"top_p":null}',
         "on_policy": False,
         "policy_version": "run@0",
         "teacher": "gpt",
@@ -63,6 +64,7 @@ def test_a_table_holds_all_that_a_trainer_is_given(tmp_path):
     assert (third["group_id"], third["slot"], third["singleton"]) == ("q1/answer", 0, True)
 
 
+@settings(deadline=None)  # machines may be busy
 @given(batches())
 def test_equal_batches_are_equal_files(tmp_path_factory, batch):
     """The containers that a batch is made of, and the order of names in its messages, change no byte."""

@@ -64,7 +64,8 @@ def test_a_rollout_that_is_added_has_every_field_it_was_given(tmp_path):
         "invocation": 0,
         "turn": 0,
         "messages": '[{"role":"system","content":"be brief"},{"role":"user","content":"who?"}]',
-        "sampling": '{"temperature":0.5,"top_p":null,"top_k":null,"max_tokens":null,"seed":7,"stop":["\\n"]}',
+        "sampling": '{"temperature":0.5,"top_p":null,"top_k":null,"max_tokens":null,"seed":7,"stop":["\\n"],'
+        '"constrained":false}',
         "exact": True,
         "on_policy": True,
         "cached": False,

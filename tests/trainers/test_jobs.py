@@ -219,6 +219,17 @@ def test_a_service_that_stays_in_trouble_is_given_up(service, trainer, environme
     assert (again.rollout_sets, len(service.files), len(service.jobs)) == ([], 1, 1)
 
 
+def test_a_job_is_found_when_its_file_is_forgotten(service, trainer, environment):
+    """A job that nobody was told of is found by the file that is known, though the service lists it no more."""
+    service.faults = {"create": ["lost"], "list": ["broken"] * 100}
+    world = environment()
+    with pytest.raises(TrainerError, match=r"^the service answers 500"):
+        trainer(patience=0.1).fit(world)
+    service.faults, service.hides_files = {}, True
+    trainer().fit(environment(resume_from=world.checkpoints[1]))
+    assert (len(service.files), len(service.jobs)) == (1, 1)
+
+
 def test_a_refusal_is_told_in_the_services_words(service, trainer, environment):
     """What the service will never take is not asked again."""
     service.faults = {"create": ["refused"]}

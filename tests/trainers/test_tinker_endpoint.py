@@ -199,7 +199,7 @@ def test_a_client_that_leaves_is_given_up(endpoint, client, service, journal):
         ask(client, timeout=0.5)
     done = threading.Event()
     threading.Thread(target=lambda: endpoint.exclusively(done.set), daemon=True).start()
-    assert done.wait(10)
+    assert done.wait(30)
     free.set()
     assert (journal.completions, endpoint.completions_served) == ([], 0)
     assert ask(client).choices[0].finish_reason in ("stop", "length")

@@ -261,8 +261,8 @@ def test_the_update_is_the_local_trainer_s(service, make_tinker, model):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"loss": "dro"}, "the tinker trainer cannot take loss='dro': Input should be 'importance_sampling', 'ppo' or"),
-        ({"lr": 1}, "the tinker trainer cannot take lr=1: there is no such setting; there are loss, normalisation,"),
+        ({"loss": "dro"}, "the tinker trainer's loss is 'dro'; Input should be 'importance_sampling', 'ppo' or"),
+        ({"lr": 1}, "the tinker trainer has no setting 'lr'; it has loss, normalisation,"),
         (
             {"normalisation": "dr_grpo"},
             "the normalisation dr_grpo divides by max_completion_length; give it, in tokens",

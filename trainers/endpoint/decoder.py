@@ -7,6 +7,7 @@ while the trainer holds it (`exclusive`), and nothing is trained while a row is 
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -319,7 +320,9 @@ class Decoder:
         for index, (row, token, logprob) in enumerate(zip(rows, drawn.tokens, drawn.logprobs, strict=True)):
             if row.top_logprobs:
                 best = drawn.logprobs_BV[index].topk(row.top_logprobs)
-                row.alternatives.append(list(zip(best.indices.tolist(), best.values.tolist(), strict=True)))
+                pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+                # What was ruled out is no alternative, and its infinity no JSON.
+                row.alternatives.append([pair for pair in pairs if pair[1] > -math.inf])
             if row.constraint is not None and row.constraint.failure is not None:
                 message = f"the grammar of 'response_format' failed: {row.constraint.failure:.300}; simplify its schema"
                 self._finish(row, "cancelled", Problem(500, message, "response_format"))
@@ -339,15 +342,8 @@ class Decoder:
 
     def _finish(self, row: Row, finish_reason: str, problem: Problem | None = None) -> None:
         """Record the row, then let its client see the end of it."""
-        completion, piece = row.completion(finish_reason, self._decode)
-        if row.completion_ids:
-            try:
-                self._journal.completion(completion)
-            except Exception as error:  # noqa: BLE001 - the client must hear of what could not be recorded
-                problem = Problem(500, f"the completion could not be recorded: {type(error).__name__}: {error}")
-        if problem is not None:
-            piece = Piece(row, piece.text, piece.tokens, None, problem)
-        elif finish_reason != "cancelled":
+        piece = row.end(finish_reason, self._decode, self._journal, problem)
+        if piece.finish_reason not in (None, "cancelled"):
             self.completions_served += 1
         self._outbox.append(piece)
 

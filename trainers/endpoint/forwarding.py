@@ -31,9 +31,10 @@ class Forwarder:
 
     def __init__(self, upstream: Upstream) -> None:
         self._upstream = upstream
-        # An answer may take as long as a language model takes, and how many are asked at once is the program's to say.
+        # An answer may take as long as a language model takes, how many are asked at once is the
+        # program's to say, and servers close connections that were idle for 5 seconds.
         self._client = httpx.AsyncClient(
-            timeout=httpx.Timeout(600.0, connect=10.0), limits=httpx.Limits(max_connections=None)
+            timeout=httpx.Timeout(600.0, connect=10.0), limits=httpx.Limits(keepalive_expiry=2.0)
         )
 
     async def pass_on(self, request: Request, body: bytes) -> Response:

@@ -241,7 +241,8 @@ async def _gone(request: Request) -> None:
 def _choices(values: Mapping[str, Any]) -> int:
     prompt = values.get("prompt")
     prompts = len(prompt) if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int) else 1
-    return prompts * (values.get("n") or 1)
+    choices = values.get("n")
+    return prompts * (choices if isinstance(choices, int) else 1)
 
 
 def _stopped() -> Problem:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from tracetune.trainers.endpoint.grammars import Constraint
 from tracetune.trainers.endpoint.problems import Problem
 from tracetune.trainers.endpoint.text import Decode, GrowingText
-from tracetune.types import Completion, Sampling
+from tracetune.types import Completion, Journal, Sampling
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -118,6 +118,16 @@ class Row:
             return None
         text = self._text.take(finished=False)
         return Piece(self, text, len(self.completion_ids)) if text else None
+
+    def end(self, finish_reason: str, decode: Decode, journal: Journal, problem: Problem | None = None) -> Piece:
+        """Record the row; gives its last piece, which tells of a problem where there was one."""
+        completion, piece = self.completion(finish_reason, decode)
+        if self.completion_ids:
+            try:
+                journal.completion(completion)
+            except Exception as error:  # noqa: BLE001 - the client must hear of what could not be recorded
+                problem = Problem(500, f"the completion could not be recorded: {type(error).__name__}: {error}")
+        return piece if problem is None else Piece(self, piece.text, piece.tokens, None, problem)
 
     def completion(self, finish_reason: str, decode: Decode) -> tuple[Completion, Piece]:
         """The record of the finished row, and its last piece."""

@@ -61,9 +61,11 @@ class Submission:
         """The pending job, with the ids of what an earlier process left at the service."""
         if pending.job_id is not None:
             return pending
-        file_ids = self._patience.ask(lambda: self._service.file_ids(pending.file_name))
+        listed = self._patience.ask(lambda: self._service.file_ids(pending.file_name))
+        # Services may forget a file that they have read; its job is known by it all the same.
+        file_ids = [pending.file_id, *listed] if pending.file_id is not None else list(listed)
         if not file_ids:
-            return replace(pending, file_id=None)
+            return pending
         job = self._patience.ask(lambda: self._service.find(file_ids, pending.since))
         return replace(pending, file_id=file_ids[0], job_id=None if job is None else job.id)
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from tracetune.errors import InvalidInput
 from tracetune.trainers.local.importance import Level
 from tracetune.trainers.local.loss import LossName
+from tracetune.trainers.settings import TrainerSettings
 
 
-class LocalSettings(BaseModel):
+class LocalSettings(TrainerSettings):
     """How `LocalTrainer` learns; all of it stands in its checkpoints.
 
     Attributes:
@@ -47,7 +47,6 @@ class LocalSettings(BaseModel):
         0.2
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     trainer: ClassVar[str] = "local"
 
     learning_rate: float = Field(default=1e-4, gt=0.0)
@@ -71,25 +70,6 @@ class LocalSettings(BaseModel):
     gradient_checkpointing: bool = False
     token_budget: int = Field(default=4096, ge=1)
     seed: int = Field(default=0, ge=0)
-
-    @classmethod
-    def of(cls, values: dict[str, Any]) -> Self:
-        """Settings from keyword arguments.
-
-        Raises:
-            InvalidInput: if one is unknown or cannot be used.
-        """
-        try:
-            return cls(**values)
-        except ValidationError as error:
-            first = error.errors()[0]
-            name = ".".join(map(str, first["loc"]))
-            if first["type"] == "extra_forbidden":
-                known = ", ".join(cls.model_fields)
-                raise InvalidInput(f"the {cls.trainer} trainer has no setting {name!r}; it has {known}") from error
-            if not name:
-                raise InvalidInput(str(first["ctx"]["error"])) from error
-            raise InvalidInput(f"the {cls.trainer} trainer's {name} is {first['input']!r}; {first['msg']}") from error
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -219,15 +219,8 @@ class TinkerEngine:
 
     def _finish(self, row: Row, finish_reason: str, problem: Problem | None = None) -> None:
         """Record the row, then let its client see the end of it."""
-        completion, piece = row.completion(finish_reason, self._decode)
-        if row.completion_ids:
-            try:
-                self._journal.completion(completion)
-            except Exception as error:  # noqa: BLE001 - the client must hear of what could not be recorded
-                problem = Problem(500, f"the completion could not be recorded: {type(error).__name__}: {error}")
-        if problem is not None:
-            piece = Piece(row, piece.text, piece.tokens, None, problem)
-        elif finish_reason != "cancelled":
+        piece = row.end(finish_reason, self._decode, self._journal, problem)
+        if piece.finish_reason not in (None, "cancelled"):
             self.completions_served += 1
         self._post([piece])
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from tracetune.errors import InvalidInput
 from tracetune.trainers.local import LocalSettings
 from tracetune.trainers.local.importance import Level
+from tracetune.trainers.settings import TrainerSettings
 
 
-class TinkerSettings(BaseModel):
+class TinkerSettings(TrainerSettings):
     """How `TinkerTrainer` learns; all of it stands in its checkpoints.
 
     Attributes:
@@ -45,7 +45,7 @@ class TinkerSettings(BaseModel):
         'grpo'
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    trainer: ClassVar[str] = "tinker"
 
     loss: Literal["importance_sampling", "ppo", "cispo"] = "ppo"
     normalisation: Literal["grpo", "bnpo", "dr_grpo", "dapo"] = "grpo"
@@ -65,26 +65,6 @@ class TinkerSettings(BaseModel):
     seed: int = Field(default=0, ge=0)
     context_length: int = Field(default=32_768, ge=2)
     state_ttl_seconds: int | None = Field(default=None, ge=3600)
-
-    @classmethod
-    def of(cls, values: dict[str, Any]) -> Self:
-        """Settings from keyword arguments.
-
-        Raises:
-            InvalidInput: if one is unknown or cannot be used.
-        """
-        try:
-            return cls(**values)
-        except ValidationError as error:
-            first = error.errors()[0]
-            name = ".".join(map(str, first["loc"]))
-            if not name:
-                raise InvalidInput(str(first["ctx"]["error"])) from error
-            if first["type"] == "extra_forbidden":
-                reason = f"there is no such setting; there are {', '.join(cls.model_fields)}"
-            else:
-                reason = first["msg"]
-            raise InvalidInput(f"the tinker trainer cannot take {name}={first['input']!r:.60}: {reason}") from error
 
     @property
     def of_members(self) -> LocalSettings:

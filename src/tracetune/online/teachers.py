@@ -33,7 +33,9 @@ def whose_rollouts(teachers: Sequence[Teacher], total: int, seed: str) -> list[T
         [None, None, None, 'big']
     """
     makers = [teacher for teacher in teachers for _ in range(teacher.rollouts_of(total))]
-    places: list[Teacher | None] = [*makers, *[None] * (total - len(makers))][:total]
+    # A trainer may ask for fewer rollouts than the plan has, and one of them is always the policy's.
+    makers = makers[: total - 1]
+    places: list[Teacher | None] = [*makers, *[None] * (total - len(makers))]
     # Spread over the places, so that a grouping that takes the first members takes some of each.
     random.Random(seed).shuffle(places)  # noqa: S311  an order, not a secret
     return places
@@ -50,7 +52,6 @@ class Teachers:
     def __init__(self, plan: Plan, journal: Journal) -> None:
         self._plan = plan
         self._endpoints: dict[str, ProxyEndpoint] = {}
-        self._reached: set[str] = set()
         self._stack = ExitStack()
         for teacher in plan.teachers:
             self._endpoints[teacher.name] = self._endpoint(teacher, journal)
@@ -69,10 +70,7 @@ class Teachers:
 
     def policies(self) -> list[Policy]:
         """The teachers as policies, under the names that they have where they answer."""
-        return [
-            replace(self._endpoints[teacher.name].policy, model=teacher.model, base_url=teacher.base_url)
-            for teacher in self._plan.teachers
-        ]
+        return [replace(self._endpoints[teacher.name].policy, model=teacher.model) for teacher in self._plan.teachers]
 
     def policies_of(self, example: Example, total: int, policy: Policy, *, step: int) -> list[Policy]:
         """Under which policy each rollout of an example is made in a step; the same ones whenever it is asked."""
@@ -80,16 +78,14 @@ class Teachers:
         return [policy if maker is None else self._endpoints[maker.name].policy for maker in makers]
 
     def check(self, rollouts: Sequence[Rollout], step: int) -> None:
-        """See that the program asks a teacher in the teacher's rollouts, when it first could have.
+        """See that the program asks a teacher in the teacher's rollouts.
 
         Raises:
             NoCompletions: if it asks somebody else.
         """
         for name, endpoint in self._endpoints.items():
             calls = sum(len(rollout.calls) for rollout in rollouts if teacher_of(rollout.policy_version) == name)
-            if endpoint.requests_received:
-                self._reached.add(name)
-            if calls and name not in self._reached:
+            if calls and not endpoint.requests_received:
                 raise NoCompletions(
                     f"the rollouts of teacher {name!r} in step {step} made {calls} calls and none reached it; build "
                     "the client from tt.policy() in each rollout, not once for all"

@@ -12,7 +12,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
@@ -39,11 +39,8 @@ class AnswerCache:
         self._path = Path(path)
         self._lock = threading.Lock()
         self._asking: WeakValueDictionary[str, _Turn] = WeakValueDictionary()
-        try:
-            with self._open() as connection:
-                connection.execute(_SCHEMA)
-        except sqlite3.Error as error:
-            raise InvalidInput(f"{self._path} cannot be a cache of answers ({error}); name another file") from error
+        with self._open() as connection:
+            connection.execute(_SCHEMA)
 
     def answer(self, question: Mapping[str, Any], ask: Callable[[], str]) -> str:
         """The answer to a question: the one that is kept, or what `ask` gives, which is then kept.
@@ -68,11 +65,11 @@ class AnswerCache:
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
         # A connection for each use: none is carried into another thread, or over a fork.
-        connection = sqlite3.connect(self._path, timeout=60.0, isolation_level=None)
         try:
-            yield connection
-        finally:
-            connection.close()
+            with closing(sqlite3.connect(self._path, timeout=60.0, isolation_level=None)) as connection:
+                yield connection
+        except sqlite3.Error as error:
+            raise InvalidInput(f"{self._path} cannot be a cache of answers ({error}); name another file") from error
 
 
 class _Turn:

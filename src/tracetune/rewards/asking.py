@@ -69,7 +69,7 @@ class Asker:
         for name, number in (("attempts", attempts), ("timeout", timeout), ("max_concurrency", max_concurrency)):
             if number <= 0:
                 raise InvalidInput(f"{name} must be more than 0, not {number}")
-        if taken := {"messages", "n", "stream"} & settings.keys():
+        if taken := {"messages", "n", "stream", "num_retries", "max_retries"} & settings.keys():
             raise InvalidInput(f"a judge sets {', '.join(sorted(taken))} itself; leave it out")
         self._model = model
         self._cache = AnswerCache(cache) if cache is not None else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -35,7 +35,7 @@ def ranker(
     timeout: float = 60.0,
     max_concurrency: int = 8,
     **settings: Any,
-) -> Callable[[Example, Sequence[Any]], list[float]]:
+) -> Callable[[Example | Mapping[str, Any], Sequence[Any]], list[float]]:
     """A function that ranks the outputs of an example: the best earns 1, the worst 0, the others lie evenly between.
 
     Comparing is often easier for a model than grading, and the numbers have spread in
@@ -76,7 +76,7 @@ def ranker(
     )
     instruction = {"role": "system", "content": _INSTRUCTION.format(rubric=rubric.strip())}
 
-    def rank(example: Example, outputs: Sequence[Any]) -> list[float]:
+    def rank(example: Example | Mapping[str, Any], outputs: Sequence[Any]) -> list[float]:
         """One reward for each output."""
         texts = [json.dumps(output, sort_keys=True, ensure_ascii=False, default=repr) for output in outputs]
         different = dict(zip(texts, outputs, strict=True))
@@ -86,7 +86,7 @@ def ranker(
         for sample in range(samples):
             order = sorted(different, key=lambda text: _place(text, sample))
             answers = {str(number): different[text] for number, text in enumerate(order, start=1)}
-            messages = [instruction, {"role": "user", "content": question(example, answers=answers)}]
+            messages = [instruction, {"role": "user", "content": question(Example.of(example), answers=answers)}]
             ranking = asker.ask(messages, partial(_ranking, size=len(order)), sample=sample)
             for place, number in enumerate(ranking):
                 totals[order[number - 1]] += 1 - place / (len(order) - 1)

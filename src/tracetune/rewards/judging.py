@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from statistics import fmean
 from typing import Any
 
@@ -39,7 +39,8 @@ def judge(
     """A reward function that asks a model to grade the output by a rubric.
 
     It is called as `reward(example, output, rollout)`, as `optimize` calls it, or without
-    the rollout; from any number of threads. Its calls are recorded with kind "score".
+    the rollout; from any number of threads. Its calls are recorded with kind "score". An
+    example may be a plain dictionary, too.
 
     Args:
         rubric: what is good, in words.
@@ -79,9 +80,9 @@ def judge(
     def read(value: Any) -> Score:
         return _score(value, points)
 
-    def reward(example: Example, output: Any, rollout: Rollout | None = None) -> Score:
+    def reward(example: Example | Mapping[str, Any], output: Any, rollout: Rollout | None = None) -> Score:
         """The judge's score of an output."""
-        messages = [instruction, {"role": "user", "content": question(example, answer=output)}]
+        messages = [instruction, {"role": "user", "content": question(Example.of(example), answer=output)}]
         scores = [asker.ask(messages, read, sample=sample) for sample in range(samples)]
         return Score(
             fmean(score.value for score in scores),

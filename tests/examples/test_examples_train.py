@@ -1,4 +1,4 @@
-"""The examples of frameworks train the bundled policy, and every call is one of a node, with exact tokens."""
+"""The examples train the bundled policy, and every call is one of a node, with exact tokens."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ import tracetune as tt
 
 @pytest.mark.parametrize(
     ("example", "modules"),
-    [("langgraph_agent", {"search", "answer"}), ("dspy_program", {"hop", "answer"})],
+    [
+        ("plain_python", {"hop", "answer"}),
+        ("langgraph_agent", {"search", "answer"}),
+        ("dspy_program", {"hop", "answer"}),
+    ],
 )
 def test_it_trains(
     example: str, modules: set[str], repository: Path, tmp_path: Path, monkeypatch: Any, capsys: Any
