@@ -211,7 +211,7 @@ MISTAKES = [
     ({"held_out": 1.0}, InvalidInput, "held_out is a share of the examples"),
     ({"passes": 0}, InvalidInput, "passes must be at least 1, not 0"),
     ({"program": find_person}, InvalidInput, "program, val, reward|needs a reward"),
-    ({"trainer": Prompts()}, TrainerError, "Prompts does not learn by steps"),
+    ({"trainer": Prompts()}, TrainerError, "Prompts cannot learn from what is stored: it changes no weights"),
     ({"resume": True}, CheckpointError, "has no checkpoint of any run to resume"),
     ({"trainer": Prompts(), "kl": 0.1}, InvalidInput, "kl: the trainer is made already"),
 ]
