@@ -27,6 +27,7 @@ from tracetune.online.runs import run_name
 from tracetune.recording import record
 from tracetune.trainers import FinishedStep, WeightTrainer, make_trainer
 from tracetune.types import (
+    Collective,
     Evaluation,
     Example,
     GroupBatch,
@@ -146,65 +147,72 @@ def train(
         raise InvalidInput(
             "to see what a program earns takes the program, its examples and its reward: program, val, reward"
         )
-    database = Store(path)
-    groups = stored_groups(database, where, grouping, held_out)
     learner = _learner(trainer, model, seed, settings)
-    if isinstance(learner, WeightTrainer):
-        batches = batches_of(groups.train, members=members_per_step, passes=passes, seed=seed)
-    else:  # a job learns from all of it
-        batches = [groups.train] * passes
-    name = run_name(run, path, database, resume=resume)
-    checkpoints = Checkpoints(path, name)
-    plan = Plan(run=name, steps=len(batches), examples_per_step=1, rollouts=1, grouping=groups.grouping, seed=seed)
-    with ExitStack() as stack:
-        recording = stack.enter_context(record(path, run=name))
-        journal = SpoolJournal(recording.spool, name)
-        display = stack.enter_context(StepDisplay(name, len(batches), first=checkpoints.latest_step(), shown=progress))
-        display.groups(groups)
-        measuring = None
-        if program is not None and reward is not None:
-            runner = RolloutRunner(as_program(program), reward, max_concurrency=16, timeout=120.0)
-            stack.callback(runner.close)
-            measuring = OnlineEnvironment(
-                plan=plan,
-                train=(),
-                val=examples,
-                store=database,
+
+    def train_here() -> OfflineResult:
+        database = Store(path)
+        groups = stored_groups(database, where, grouping, held_out)
+        if isinstance(learner, WeightTrainer):
+            batches = batches_of(groups.train, members=members_per_step, passes=passes, seed=seed)
+        else:  # a job learns from all of it
+            batches = [groups.train] * passes
+        name = run_name(run, path, database, resume=resume)
+        checkpoints = Checkpoints(path, name)
+        plan = Plan(run=name, steps=len(batches), examples_per_step=1, rollouts=1, grouping=groups.grouping, seed=seed)
+        with ExitStack() as stack:
+            recording = stack.enter_context(record(path, run=name))
+            journal = SpoolJournal(recording.spool, name)
+            display = stack.enter_context(
+                StepDisplay(name, len(batches), first=checkpoints.latest_step(), shown=progress)
+            )
+            display.groups(groups)
+            measuring = None
+            if program is not None and reward is not None:
+                runner = RolloutRunner(as_program(program), reward, max_concurrency=16, timeout=120.0)
+                stack.callback(runner.close)
+                measuring = OnlineEnvironment(
+                    plan=plan,
+                    train=(),
+                    val=examples,
+                    store=database,
+                    journal=journal,
+                    checkpoints=checkpoints,
+                    resume_from=checkpoints.latest(),
+                    runner=runner,
+                    display=ProgressDisplay(name, len(batches), shown=False),
+                    on_step=None,
+                    export_env=False,
+                )
+            environment = StoredEnvironment(
+                plan,
+                batches,
                 journal=journal,
                 checkpoints=checkpoints,
-                resume_from=checkpoints.latest(),
-                runner=runner,
-                display=ProgressDisplay(name, len(batches), shown=False),
-                on_step=None,
-                export_env=False,
+                display=display,
+                on_step=on_step,
+                program=measuring,
             )
-        environment = StoredEnvironment(
-            plan,
-            batches,
-            journal=journal,
-            checkpoints=checkpoints,
-            display=display,
-            on_step=on_step,
-            program=measuring,
+            before = after = None
+            if isinstance(learner, WeightTrainer):
+                before, after = _by_steps(learner, environment, batches, groups.held_out, display)
+            else:
+                learner.fit(environment)
+        database.ingest()
+        earned = environment.evaluations
+        return OfflineResult(
+            run=name,
+            store=path,
+            grouping=groups.grouping,
+            before=before,
+            after=after,
+            rollouts_before=earned[0] if earned else None,
+            rollouts_after=earned[-1] if earned else None,
+            reports=tuple(environment.reports),
+            checkpoint=checkpoints.latest(),
         )
-        before = after = None
-        if isinstance(learner, WeightTrainer):
-            before, after = _by_steps(learner, environment, batches, groups.held_out, display)
-        else:
-            learner.fit(environment)
-    database.ingest()
-    earned = environment.evaluations
-    return OfflineResult(
-        run=name,
-        store=path,
-        grouping=groups.grouping,
-        before=before,
-        after=after,
-        rollouts_before=earned[0] if earned else None,
-        rollouts_after=earned[-1] if earned else None,
-        reports=tuple(environment.reports),
-        checkpoint=checkpoints.latest(),
-    )
+
+    # Of several processes that train together, one reads the store, and the others learn with it.
+    return learner.together(train_here) if isinstance(learner, Collective) else train_here()
 
 
 def _by_steps(
