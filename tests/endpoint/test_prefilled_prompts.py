@@ -32,7 +32,8 @@ def check(model, prompt, prefix):
     """A prefix holds what a pass over its prompt alone gives."""
     alone = model(torch.tensor([prompt.ids]), use_cache=True)
     assert prefix.length == len(prompt.ids)
-    torch.testing.assert_close(prefix.logits_V, alone.logits[0, -1], atol=1e-5, rtol=1e-5)
+    # Other shapes of a pass are added up in another order.
+    torch.testing.assert_close(prefix.logits_V, alone.logits[0, -1], atol=5e-5, rtol=1e-5)
     for layer, (keys, values, *_) in enumerate(alone.past_key_values):
         torch.testing.assert_close(prefix.keys[layer][:, : len(prompt.ids)], keys[0], atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(prefix.values[layer][:, : len(prompt.ids)], values[0], atol=1e-5, rtol=1e-5)

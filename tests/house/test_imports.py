@@ -67,7 +67,7 @@ def test_imports_point_down(repository):
     ("file", "line", "contract"),
     [
         ("tracer/names.py", "import tracetune.grouping", "Imports point down"),
-        ("trainers/__init__.py", "import tracetune.tracer", "Trainers know types and errors only"),
+        ("trainers/__init__.py", "import tracetune.tracer", "Trainers know types, errors and rows only"),
         ("adapters/__init__.py", "import duckdb", "duckdb stays in grouping"),
         ("grouping/__init__.py", "import torch", "Learning libraries stay in trainers and the demo"),
     ],
