@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from copy import deepcopy
@@ -127,3 +128,20 @@ def test_a_module_without_an_adapter_is_refused_in_the_words_of_adapter_of(serve
     with pytest.raises(openai.InternalServerError, match="'third', which the model does not have"):
         ask(client, "third", PROMPT)
     assert ask(client, "first", PROMPT).usage.completion_tokens >= 1
+
+
+def test_a_request_that_waits_for_a_step_gets_the_adapter_that_the_step_makes(serve, connect, journal, adapted):
+    """What is answered under a version is answered by the weights of that version."""
+    adapters: dict[str | None, str] = {}
+    endpoint = serve(model=adapted, adapter_of=adapters.get)
+    client = connect(endpoint)
+    with ThreadPoolExecutor(1) as pool, endpoint.exclusive():
+        waiting = pool.submit(ask, client, "plan", PROMPT)
+        while not endpoint._decoder._queue.waiting:  # nothing that can be asked tells
+            time.sleep(0.01)
+        adapters["plan"] = "first"
+        endpoint.publish("try@1")
+    response = waiting.result()
+    (record,) = [record for record in journal.completions if record.response_id == response.id]
+    expected = alone(adapted, "first", PROMPT, 12)[0]
+    assert (record.policy_version, list(record.completion_token_ids)) == ("try@1", expected)

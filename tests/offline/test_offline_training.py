@@ -211,7 +211,7 @@ MISTAKES = [
     ({"held_out": 1.0}, InvalidInput, "held_out is a share of the examples"),
     ({"passes": 0}, InvalidInput, "passes must be at least 1, not 0"),
     ({"program": find_person}, InvalidInput, "program, val, reward|needs a reward"),
-    ({"trainer": Prompts()}, TrainerError, "Prompts does not learn by steps"),
+    ({"trainer": Prompts()}, TrainerError, "Prompts cannot learn from what is stored: it changes no weights"),
     ({"resume": True}, CheckpointError, "has no checkpoint of any run to resume"),
     ({"trainer": Prompts(), "kl": 0.1}, InvalidInput, "kl: the trainer is made already"),
 ]
@@ -246,3 +246,17 @@ def test_modules_may_be_trained_alone(store):
         "hop"
     }
     assert result.before.members > 0
+
+
+@pytest.mark.filterwarnings("ignore:some members have no log-probabilities")
+def test_trl_measures_the_held_out_slice_as_local_does(store):
+    """Before the first step both trainers find the same likelihoods."""
+    found = [
+        tt.train(
+            store, kind, model=POLICY_FOLDER, where="module = 'answer'", held_out=0.5, members_per_step=500,
+            threads=1, progress=False,
+        ).before
+        for kind in ("local", "trl")
+    ]  # fmt: skip
+    assert found[0].members == found[1].members > 0
+    assert (found[1].good, found[1].bad) == pytest.approx((found[0].good, found[0].bad), abs=1e-4)

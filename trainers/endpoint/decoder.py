@@ -120,11 +120,11 @@ class Decoder:
         Raises:
             Problem: if the decoder has been stopped, or a row's module has no adapter.
         """
-        for row in rows:
-            row.adapter = self._adapter(row.module)
         with self._changed:
             if self._stopping:
                 raise _stopped()
+            for row in rows:
+                row.adapter = self._adapter(row.module)
             self._queue.waiting.extend(rows)
             self._changed.notify_all()
 
@@ -145,6 +145,8 @@ class Decoder:
                     self._to_eval_mode()
                 with self._changed:
                     self._held = False
+                    for row in self._queue.waiting:  # its module may have an adapter now
+                        row.adapter = self._adapter(row.module)
                     self._changed.notify_all()
 
     def exclusively(self, work: Callable[[], T]) -> T:
@@ -180,7 +182,8 @@ class Decoder:
         adapter = self._adapter_of(module)
         if adapter is None:
             return BASE
-        if not self._mixing.knows(adapter):
+        # Whoever holds the model may be adding it just now.
+        if not self._held and not self._mixing.knows(adapter):
             raise Problem(
                 500,
                 f"module {module!r} is decoded with adapter {adapter!r}, which the model does not have; add it first",

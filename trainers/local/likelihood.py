@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import fmean
 from typing import Any
 
 import torch
 
 from tracetune.trainers.local.forwards import forwards_of, read_tokens
 from tracetune.trainers.local.rows import Row
+from tracetune.types import Likelihood
 
 Measured = tuple[float, float]
+
+
+def likelihood_of(measured: Sequence[Measured]) -> Likelihood:
+    """What was measured of a batch, good completions and bad ones apart.
+
+    Example:
+        >>> likelihood_of([(1.0, -0.5), (1.0, -1.5), (0.0, -9.0)])
+        Likelihood(good=-1.0, bad=None, members=3)
+    """
+    good = [logprob for advantage, logprob in measured if advantage > 0]
+    bad = [logprob for advantage, logprob in measured if advantage < 0]
+    return Likelihood(fmean(good) if good else None, fmean(bad) if bad else None, len(measured))
 
 
 def measured_completions(model: Any, rows: Sequence[Row], budget: int) -> list[Measured]:

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from tracetune.trainers.base import Endpoint, WeightTrainer
 from tracetune.trainers.local.checkpoint import TrainerState, model_fingerprint, read_checkpoint, save_checkpoint
 from tracetune.trainers.local.export import export_merged
 from tracetune.trainers.local.learner import Learner
-from tracetune.trainers.local.likelihood import Measured, measured_completions
+from tracetune.trainers.local.likelihood import Measured, likelihood_of, measured_completions
 from tracetune.trainers.local.lora import FIRST, Adapters, derived_seed
 from tracetune.trainers.local.members import (
     TrainableMember,
@@ -181,9 +180,7 @@ class LocalTrainer(WeightTrainer):
             else:
                 with self._adapters.disabled():
                     found += measured_completions(self.model, rows, self.settings.token_budget)
-        good = [logprob for advantage, logprob in found if advantage > 0]
-        bad = [logprob for advantage, logprob in found if advantage < 0]
-        return Likelihood(fmean(good) if good else None, fmean(bad) if bad else None, len(found))
+        return likelihood_of(found)
 
     def save(self, folder: Path) -> None:
         """Write adapters, optimisers, random states and settings into a folder, as safetensors and JSON."""

@@ -17,9 +17,12 @@ from tracetune.errors import InvalidInput
 from tracetune.trainers.base import Endpoint, WeightTrainer
 from tracetune.trainers.local.checkpoint import TrainerState, model_fingerprint, read_checkpoint, save_checkpoint
 from tracetune.trainers.local.learner import Learner
+from tracetune.trainers.local.likelihood import likelihood_of, measured_completions
 from tracetune.trainers.local.lora import FIRST, Adapters, derived_seed
 from tracetune.trainers.local.members import TrainableMember, has_something_to_learn, trainable_members
+from tracetune.trainers.local.rows import cut_rows
 from tracetune.trainers.local.schedule import rate_factor
+from tracetune.trainers.local.sharing import cost_of
 from tracetune.trainers.local.tokens import MemberTokeniser
 from tracetune.trainers.trl.grpo import GroupRelative
 from tracetune.trainers.trl.lessons import ROWS, Lesson, completion_tokens, members_in
@@ -27,9 +30,13 @@ from tracetune.trainers.trl.rowwise import rowwise_trainer
 from tracetune.trainers.trl.settings import TrlSettings
 from tracetune.trainers.trl.stepwise import Update
 from tracetune.trainers.trl.team import Team
-from tracetune.types import Capabilities, Environment, GroupBatch, Plan, Policy, StepReport
+from tracetune.types import Capabilities, Environment, GroupBatch, Likelihood, Plan, Policy, StepReport
 
 T = TypeVar("T")
+
+
+# Of one forward that only measures.
+_MEASURED_TOKENS = 4096
 
 
 class TrlTrainer(WeightTrainer):
@@ -157,6 +164,13 @@ class TrlTrainer(WeightTrainer):
         step, and all learn from the batch that the first one has.
         """
         return self._learn(self._team.lesson(None if self._team.follows else self._lesson(batch)))
+
+    def likelihood(self, batch: GroupBatch) -> Likelihood:
+        """How likely the good and the bad completions of a batch are, by the adapter as it is now."""
+        torch.set_num_threads(self._threads)
+        members, _ = self._trainable(batch)
+        rows = cut_rows(members, cost=cost_of(self.model), budget=_MEASURED_TOKENS, share=False)
+        return likelihood_of(measured_completions(self.model, rows, _MEASURED_TOKENS))
 
     def save(self, folder: Path) -> None:
         """Write adapter, optimiser, random states and settings into a folder, as safetensors and JSON."""

@@ -65,6 +65,9 @@ def train(
     run: Annotated[str | None, typer.Option(help="The name to record the steps under.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the groups' order and the first weights.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of the run.")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Upload, and start a job that costs money, without being asked.")
+    ] = False,
 ) -> None:
     """Train on what was recorded or imported, without running the program.
 
@@ -78,6 +81,9 @@ def train(
         raise MissingDependency(
             f"training needs the package {error.name}, which is not installed; pip install 'tracetune[local]'"
         ) from error
+    settings = dict(map(_setting, setting or []))
+    if yes:
+        settings["yes"] = True
     result = train_stored(
         store,
         trainer,
@@ -90,7 +96,7 @@ def train(
         run=run,
         seed=seed,
         resume=resume,
-        **dict(map(_setting, setting or [])),
+        **settings,
     )
     print(result.checkpoint)
 

@@ -73,6 +73,10 @@ class StepDisplay:
         if not self._console.is_terminal:
             self._console.print(f"step {report.step}/{self._steps} {text} {report.seconds:.1f} s")
 
+    def notice(self, text: str) -> None:
+        """Show a line of what goes on in a step that takes long."""
+        self._console.print(text, markup=False)
+
     def measured(self, step: int, likelihood: Likelihood | None, evaluation: Evaluation | None) -> None:
         """Show what was measured between steps."""
         if likelihood is not None:

@@ -7,7 +7,7 @@ same arguments and the same seed give the same weights.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from tracetune.errors import InvalidInput, StoreNotFound, TrainerError
 from tracetune.grouping import Store
 from tracetune.offline.batches import batches_of, stored_groups
 from tracetune.offline.display import StepDisplay
+from tracetune.offline.stored import StoredEnvironment
 from tracetune.online.checkpoints import Checkpoints
 from tracetune.online.environment import OnlineEnvironment, OnStep
 from tracetune.online.journal import SpoolJournal
@@ -25,7 +26,18 @@ from tracetune.online.runner import Reward, RolloutRunner, as_program
 from tracetune.online.runs import run_name
 from tracetune.recording import record
 from tracetune.trainers import FinishedStep, WeightTrainer, make_trainer
-from tracetune.types import Evaluation, Example, Grouping, Likelihood, Plan, StepReport, Trainer
+from tracetune.types import (
+    Collective,
+    Evaluation,
+    Example,
+    GroupBatch,
+    Grouping,
+    Likelihood,
+    Plan,
+    RolloutSet,
+    StepReport,
+    Trainer,
+)
 
 # A checkpoint costs about a step of a small model.
 _STEPS_A_CHECKPOINT = 10
@@ -88,7 +100,8 @@ def train(
 
     Args:
         store: the DuckDB file.
-        trainer: a trainer that learns by steps, or the name of an installed one.
+        trainer: a trainer, or the name of an installed one. One that learns by jobs gets all
+            groups in one job.
         model: what a trainer that is given by name starts from.
         where: a condition in SQL over the columns of `calls`.
         grouping: how calls are aligned; by default by example, or, where no example was
@@ -111,7 +124,7 @@ def train(
     Raises:
         StoreNotFound: if there is no store.
         InvalidInput: if nothing can be trained on, or an argument makes no sense.
-        TrainerError: if the trainer does not learn by steps.
+        TrainerError: if the trainer needs fresh rollouts, or changes no weights.
         CheckpointError: if there is nothing to resume.
 
     Example:
@@ -134,88 +147,122 @@ def train(
         raise InvalidInput(
             "to see what a program earns takes the program, its examples and its reward: program, val, reward"
         )
-    database = Store(path)
-    groups = stored_groups(database, where, grouping, held_out)
-    batches = batches_of(groups.train, members=members_per_step, passes=passes, seed=seed)
     learner = _learner(trainer, model, seed, settings)
-    name = run_name(run, path, database, resume=resume)
-    checkpoints = Checkpoints(path, name)
-    plan = Plan(run=name, steps=len(batches), examples_per_step=1, rollouts=1, grouping=groups.grouping, seed=seed)
-    with ExitStack() as stack:
-        recording = stack.enter_context(record(path, run=name))
-        journal = SpoolJournal(recording.spool, name)
-        stack.enter_context(learner)
-        environment = None
-        if program is not None and reward is not None:
-            runner = RolloutRunner(as_program(program), reward, max_concurrency=16, timeout=120.0)
-            stack.callback(runner.close)
-            environment = OnlineEnvironment(
-                plan=plan,
-                train=(),
-                val=examples,
-                store=database,
+
+    def train_here() -> OfflineResult:
+        database = Store(path)
+        groups = stored_groups(database, where, grouping, held_out)
+        if isinstance(learner, WeightTrainer):
+            batches = batches_of(groups.train, members=members_per_step, passes=passes, seed=seed)
+        else:  # a job learns from all of it
+            batches = [groups.train] * passes
+        name = run_name(run, path, database, resume=resume)
+        checkpoints = Checkpoints(path, name)
+        plan = Plan(run=name, steps=len(batches), examples_per_step=1, rollouts=1, grouping=groups.grouping, seed=seed)
+        with ExitStack() as stack:
+            recording = stack.enter_context(record(path, run=name))
+            journal = SpoolJournal(recording.spool, name)
+            display = stack.enter_context(
+                StepDisplay(name, len(batches), first=checkpoints.latest_step(), shown=progress)
+            )
+            display.groups(groups)
+            measuring = None
+            if program is not None and reward is not None:
+                runner = RolloutRunner(as_program(program), reward, max_concurrency=16, timeout=120.0)
+                stack.callback(runner.close)
+                measuring = OnlineEnvironment(
+                    plan=plan,
+                    train=(),
+                    val=examples,
+                    store=database,
+                    journal=journal,
+                    checkpoints=checkpoints,
+                    resume_from=checkpoints.latest(),
+                    runner=runner,
+                    display=ProgressDisplay(name, len(batches), shown=False),
+                    on_step=None,
+                    export_env=False,
+                )
+            environment = StoredEnvironment(
+                plan,
+                batches,
                 journal=journal,
                 checkpoints=checkpoints,
-                resume_from=checkpoints.latest(),
-                runner=runner,
-                display=ProgressDisplay(name, len(batches), shown=False),
-                on_step=None,
-                export_env=False,
+                display=display,
+                on_step=on_step,
+                program=measuring,
             )
-            learner.open(environment)
+            before = after = None
+            if isinstance(learner, WeightTrainer):
+                before, after = _by_steps(learner, environment, batches, groups.held_out, display)
+            else:
+                learner.fit(environment)
+        database.ingest()
+        earned = environment.evaluations
+        return OfflineResult(
+            run=name,
+            store=path,
+            grouping=groups.grouping,
+            before=before,
+            after=after,
+            rollouts_before=earned[0] if earned else None,
+            rollouts_after=earned[-1] if earned else None,
+            reports=tuple(environment.reports),
+            checkpoint=checkpoints.latest(),
+        )
+
+    # Of several processes that train together, one reads the store, and the others learn with it.
+    return learner.together(train_here) if isinstance(learner, Collective) else train_here()
+
+
+def _by_steps(
+    learner: WeightTrainer,
+    env: StoredEnvironment,
+    batches: Sequence[GroupBatch],
+    held_out: GroupBatch,
+    display: StepDisplay,
+) -> tuple[Likelihood | None, Likelihood | None]:
+    """Make the steps that are left; gives how likely the held-out slice was before them, and is after."""
+
+    def measured() -> Likelihood | None:
+        likelihood = learner.likelihood(held_out) if held_out.groups else None
+        display.measured(learner.steps_done, likelihood, None)
+        if env.val:
+            env.evaluate(learner.policy, step=learner.steps_done)
+        return likelihood
+
+    with learner:
+        if env.val:  # only a program needs an address
+            learner.open(env)
         else:
-            learner.prepare(plan)
-            if (last := checkpoints.latest()) is not None:
-                learner.load(last)
-        first = learner.steps_done
-        display = stack.enter_context(StepDisplay(name, len(batches), first=first, shown=progress))
-        display.groups(groups)
-
-        def measured() -> tuple[Likelihood | None, Evaluation | None]:
-            likelihood = learner.likelihood(groups.held_out) if groups.held_out.groups else None
-            evaluation = environment.evaluate(learner.policy, step=learner.steps_done) if environment else None
-            display.measured(learner.steps_done, likelihood, evaluation)
-            return likelihood, evaluation
-
-        before, earned_before = measured()
-        reports = []
-        for batch in batches[first:]:
-            version = f"{name}@{learner.steps_done}"
-            report = learner.learn(batch, name)
-            journal.batch(batch, report, step=report.step, policy_version=version)
-            reports.append(report)
+            learner.prepare(env.plan)
+            if env.resume_from is not None:
+                learner.load(env.resume_from)
+        run = env.plan.run
+        before = measured()
+        for batch in batches[learner.steps_done :]:
+            version = f"{run}@{learner.steps_done}"
+            report = learner.learn(batch, run)
+            env.journal.batch(batch, report, step=report.step, policy_version=version)
             if report.step % _STEPS_A_CHECKPOINT == 0 or report.step == len(batches):
-                checkpoints.keep(FinishedStep(report.step, learner))
-            figures = {key: value for key, value in report.as_dict().items() if isinstance(value, int | float)}
-            display.step(report)
-            if on_step is not None:
-                on_step(report.step, figures)
-        after, earned_after = measured()
-    database.ingest()
-    return OfflineResult(
-        name,
-        path,
-        groups.grouping,
-        before,
-        after,
-        earned_before,
-        earned_after,
-        tuple(reports),
-        checkpoints.latest(),
-    )
+                env.checkpoint(FinishedStep(report.step, learner))
+            env.report(report, RolloutSet(run, "train", report.step, (), ()), batch)
+        return before, measured()
 
 
 def _learner(
     trainer: Trainer | str, model: str | os.PathLike[str] | None, seed: int, settings: dict[str, Any]
-) -> WeightTrainer:
+) -> Trainer:
     if isinstance(trainer, str):
         if trainer == "local":
             settings = {"importance": "token", "seed": seed, **settings}
         trainer = make_trainer(trainer, model=model, **settings)
     elif settings:
         raise InvalidInput(f"{', '.join(settings)}: the trainer is made already; give its settings to it")
-    if not isinstance(trainer, WeightTrainer):
+    if not trainer.capabilities.weights or trainer.capabilities.on_policy:
         raise TrainerError(
-            f"{type(trainer).__name__} does not learn by steps, so it cannot learn from stored groups; use local or trl"
+            f"{type(trainer).__name__} cannot learn from what is stored: it "
+            + ("needs rollouts of the policy as it is" if trainer.capabilities.weights else "changes no weights")
+            + "; use optimize"
         )
     return trainer

@@ -143,7 +143,7 @@ class OnlineEnvironment:
     def report(self, report: StepReport, rollouts: RolloutSet, batch: GroupBatch) -> None:
         """Show and announce a finished step."""
         self.reports.append(report)
-        figures = {name: value for name, value in report.as_dict().items() if isinstance(value, int | float)}
+        figures = report.figures()
         own = [rollout for rollout in rollouts.rollouts if teacher_of(rollout.policy_version) is None]
         taught = [rollout for rollout in rollouts.rollouts if teacher_of(rollout.policy_version) is not None]
         figures["reward"] = sum(map(self._worth, own)) / len(own)

@@ -36,8 +36,12 @@ class StepReport:
     skipped: Mapping[str, int] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        """The figures as a plain dictionary, for a tracker."""
+        """Everything as a plain dictionary."""
         return asdict(self)
+
+    def figures(self) -> dict[str, float]:
+        """What is a number, for a tracker."""
+        return {name: value for name, value in self.as_dict().items() if isinstance(value, int | float)}
 
 
 @dataclass(frozen=True, slots=True)
