@@ -66,7 +66,7 @@ def test_a_prompt_and_common_beginnings_stand_once():
         ((8, 9, 11, 1), [2, 3, 4, 5]),
         ((8, 10, 1), [2, 3, 6]),
     ]
-    assert row.mask(7)[6].tolist() == [True, True, True, True, False, False, True]
+    assert row.subtree_ends(8).tolist() == [7, 7, 7, 7, 6, 6, 7, 8]
 
 
 def test_a_completion_of_one_token_reads_the_prompt_alone():

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tracetune.trainers.local.attention import tree_mask
 from tracetune.trainers.local.rows import Row
 
 
@@ -26,7 +27,7 @@ class Forward:
     completion tokens of all members. Several tokens may be read at one node.
 
     Attributes:
-        mask_B1NN: None where every row is a single path.
+        subtree_ends_BN: None where every row is a single path.
         positions_BN: likewise.
         predicting_BN: the nodes whose logits are needed.
         place_T: where among those each token is predicted.
@@ -38,7 +39,7 @@ class Forward:
     """
 
     input_ids_BN: Tensor
-    mask_B1NN: Tensor | None
+    subtree_ends_BN: Tensor | None
     positions_BN: Tensor | None
     predicting_BN: Tensor
     place_T: Tensor
@@ -80,9 +81,10 @@ def forwards_of(rows: Sequence[Row], budget: int, device: torch.device) -> Itera
 
 def read_tokens(model: Any, forward: Forward) -> TokenReadings:
     """Run the model; gradients flow through the log-probabilities and not through the entropies."""
+    ends_BN = forward.subtree_ends_BN
     logits_UV = model(
         input_ids=forward.input_ids_BN,
-        attention_mask=forward.mask_B1NN,
+        attention_mask=None if ends_BN is None else tree_mask(model, ends_BN),
         position_ids=forward.positions_BN,
         logits_to_keep=forward.predicting_BN,
         use_cache=False,
@@ -130,7 +132,7 @@ def _forward(rows: Sequence[Row], device: torch.device, *, is_path: bool) -> For
 
     return Forward(
         input_ids_BN=put(input_ids_BN),
-        mask_B1NN=None if is_path else put(np.stack([row.mask(longest) for row in rows])[:, None]),
+        subtree_ends_BN=None if is_path else put(np.stack([row.subtree_ends(longest) for row in rows])),
         positions_BN=None if is_path else put(positions_BN),
         predicting_BN=put(predicting_BN),
         place_T=put(np.concatenate([rank_BN[index, reading.nodes] for index, reading in readings])),

@@ -6,8 +6,8 @@ instruction that two prompts share, a completion that five members gave, each st
 once. A token sees the tokens on its own path and no others, at the positions it would
 have alone, so every member reads the numbers it would have had alone.
 
-A tree needs a dense mask, whose cost is the square of the whole row; a single path needs
-none. `cut_rows` weighs one against the other and cuts the sorted members where that is
+A tree needs a mask, and that costs the square of the whole row where it is dense; a single
+path needs none. `cut_rows` weighs one against the other and cuts the sorted members where that is
 cheapest.
 """
 
@@ -82,14 +82,20 @@ class Row:
         """Whether it never branches, so that plain causal attention serves it."""
         return all(len(branch.stem) == branch.nodes.start for branch in self.branches)
 
-    def mask(self, size: int) -> NDArray[np.bool_]:
-        """Which node sees which, [size, size]; beyond the row's own length each sees itself alone."""
-        visible = np.eye(size, dtype=bool)
+    def subtree_ends(self, size: int) -> IntArray:
+        """Of each node, the first one behind it that does not descend from it; beyond the row's own length, the next.
+
+        A node sees just those up to itself whose subtree has not ended, so that what pads a
+        row to `size` sees itself alone.
+        """
+        ends = np.arange(1, size + 1)
+        ends[: len(self)] = len(self)
         for branch in self.branches:
-            visible[branch.nodes, branch.stem] = True
-            length = branch.nodes.stop - branch.nodes.start
-            visible[branch.nodes, branch.nodes] = np.tri(length, dtype=bool)
-        return visible
+            earlier = ends[: branch.nodes.start]
+            ended = earlier == len(self)
+            ended[branch.stem] = False
+            earlier[ended] = branch.nodes.start
+        return ends
 
 
 def cut_rows(members: Sequence[TrainableMember], *, cost: Cost, budget: int, share: bool = True) -> list[Row]:

@@ -29,7 +29,7 @@ from tracetune.trainers.local.report import StepSums
 from tracetune.trainers.local.rows import cut_rows
 from tracetune.trainers.local.schedule import rate_factor
 from tracetune.trainers.local.settings import LocalSettings
-from tracetune.trainers.local.sharing import cost_of, shares_prefixes
+from tracetune.trainers.local.sharing import cost_of, prefer_flex_attention, shares_prefixes
 from tracetune.trainers.local.tokens import MemberTokeniser
 from tracetune.types import Capabilities, Environment, GroupBatch, Likelihood, Plan, StepReport
 
@@ -95,6 +95,8 @@ class LocalTrainer(WeightTrainer):
                 dropout=self.settings.lora_dropout,
                 seed=self.settings.seed,
             )
+            if self._share:
+                prefer_flex_attention(self._adapters.model)
         # By module; the one of None is of all modules together.
         self._learners: dict[str | None, Learner] = {}
         if not self.settings.adapter_per_module:
