@@ -17,7 +17,7 @@ FREE = {"max_grad_norm": 1e9}
 
 def assert_same_gradients(left, right):
     """Two (report, gradients) agree to a share of the largest gradient."""
-    assert left[0].loss == pytest.approx(right[0].loss, abs=1e-6)
+    assert left[0].loss == pytest.approx(right[0].loss, abs=3e-6)
     largest = max(float(gradient.abs().max()) for gradient in left[1].values())
     assert largest > 0.0
     for name, gradient in left[1].items():
