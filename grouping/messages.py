@@ -61,7 +61,7 @@ def foreign_messages(recorded: Any) -> Any:
     chat, is_whole, is_cut = [], True, False
     for message in json_list(recorded):
         try:
-            chat.append(_chat_message(message))
+            chat += [_chat_message(told) for told in _answers_apart(message)]
         except _UNREADABLE:
             is_cut = True
         else:
@@ -163,6 +163,17 @@ def _chat_message(message: Any) -> dict[str, Any]:
     if not isinstance(chat["role"], str):
         raise TypeError("a role that is no text")
     return writable(chat)  # type: ignore[no-any-return]
+
+
+def _answers_apart(message: Any) -> list[Any]:
+    """A message of its own for each tool's answer, as OpenAI has them; some put them into one of the user's."""
+    parts = message.get("parts", ())
+    answers = [part for part in parts if part["type"] == "tool_call_response"]
+    if not answers or (len(parts) == 1 and message["role"] == "tool"):
+        return [message]
+    rest = [part for part in parts if part["type"] != "tool_call_response"]
+    apart = [{"role": "tool", "parts": [answer]} for answer in answers]
+    return [*apart, {**message, "parts": rest}] if rest else apart
 
 
 def _part(part: Any) -> dict[str, Any]:

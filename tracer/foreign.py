@@ -3,7 +3,8 @@
 An application that traces itself has a tracer provider of its own, and libraries that
 instrument language models end their spans there. One processor on that provider copies
 those spans, stamped with the scope that they started in and without the secrets that
-their names tell of. Where none of our decorators
+their names tell of. Inside a program, the agents and tools that such a library tells of are
+modules and tools like the decorated ones. Where none of our decorators
 says whose call it is, the spans around it are copied too: one of them names the module.
 The SDK can't take a processor away again, so it stays there and does nothing while
 nothing records.
@@ -15,18 +16,22 @@ import weakref
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import Event, ReadableSpan, Span, SpanProcessor, TracerProvider
 
 from tracetune.tracer import names, redaction
 from tracetune.tracer.capture import MESSAGES_LIMIT, Capture
-from tracetune.tracer.scope import Scope, current_scope, deeper, enclosing_context
+from tracetune.tracer.scope import Execution, Scope, add_locator, current_scope, deeper, enclosing_context, with_scope
 
 if TYPE_CHECKING:
     from tracetune.tracer.session import Session
 
 _LM_OPERATIONS = (None, "chat", "text_completion", "generate_content")
+
+# What a span of these operations is, and the attribute with its name.
+_NODES = {"invoke_agent": ("module", "gen_ai.agent.name"), "execute_tool": ("tool", "gen_ai.tool.name")}
 
 # Attributes whose names have these hold what a model was asked or answered, which is kept to the letter.
 _MESSAGE_WORDS = ("message", "prompt", "completion")
@@ -50,7 +55,9 @@ def copy_to(session: Session) -> None:
     global _session
     provider = trace.get_tracer_provider()
     if isinstance(provider, TracerProvider) and provider not in _watched:
-        provider.add_span_processor(_Copy())
+        copy = _Copy()
+        provider.add_span_processor(copy)
+        add_locator(copy.locate)
         _watched.add(provider)
     _session = session
 
@@ -73,22 +80,49 @@ def is_lm_span(span: trace.Span | ReadableSpan) -> bool:
 
 
 class _Copy(SpanProcessor):
-    """Remembers the scope that a span starts in, and copies the span with it when it ends."""
+    """Remembers the scope inside each span, and copies the span with it when it ends."""
 
     def __init__(self) -> None:
         self._scopes: dict[int, Scope] = {}
+        # The agents and tools among them, which a program's code runs in, by what they are.
+        self._nodes: dict[int, str] = {}
         # Open spans around calls whose module nothing of ours names.
         self._enclosing: set[int] = set()
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
         if _session is not None:
             here = enclosing_context()
-            context = here if parent_context is None else deeper(parent_context, here)
-            self._scopes[span.get_span_context().span_id] = current_scope(_session, context)
+            context = here if parent_context is None else deeper(self._inside(parent_context), here)
+            self._scopes[span.get_span_context().span_id] = self._entered(span, current_scope(_session, context))
+
+    def locate(self) -> Context | None:
+        """The context of the agent or tool that code runs in; None where there is none."""
+        return self._inside(otel_context.get_current()) if self._nodes else None
+
+    def _inside(self, context: Context) -> Context:
+        """The context with the scope that is in force inside its span."""
+        scope = self._scopes.get(trace.get_current_span(context).get_span_context().span_id)
+        return context if scope is None else deeper(context, with_scope(scope, context))
+
+    def _entered(self, span: Span, scope: Scope) -> Scope:
+        """The scope inside a span: of an agent or a tool in a program, that of an execution that begins."""
+        attributes = span.attributes or {}
+        kind, attribute = _NODES.get(str(attributes.get(names.OPERATION)), ("", ""))
+        if not kind or scope.execution is None or scope.executions is None or scope.lm_call is not None:
+            return scope
+        execution = Execution(str(attributes.get(attribute) or span.name), "", scope.execution)
+        execution.enter(scope.executions)
+        span_id = span.get_span_context().span_id
+        execution.span_id = f"{span_id:016x}"
+        self._nodes[span_id] = kind
+        return scope._replace(execution=execution)
 
     def on_end(self, span: ReadableSpan) -> None:
         span_id = span.context.span_id
         scope = self._scopes.pop(span_id, None)
+        node_kind = self._nodes.pop(span_id, None)
+        if node_kind is not None and scope is not None and scope.execution is not None:
+            scope.execution.leave()
         is_enclosing = span_id in self._enclosing
         self._enclosing.discard(span_id)
         session = _session
@@ -101,12 +135,15 @@ class _Copy(SpanProcessor):
                 return  # told twice, and ours is the one that knows its response
             stamps = scope.call_attributes()
             stamps[names.TURN] = scope.next_turn() if scope.lm_call is None else scope.lm_call.turn
-            if scope.execution is not None and scope.execution.is_unordered:
-                stamps[names.UNORDERED] = True
+        elif node_kind is not None:
+            stamps = {**scope.call_attributes(), names.KIND: node_kind}
+            del stamps[names.CALL_KIND]
         elif is_enclosing:
             stamps = scope.attributes()
         else:
             return
+        if scope.execution is not None and scope.execution.is_unordered:
+            stamps[names.UNORDERED] = True
         if scope.execution is None and span.parent is not None and span.parent.span_id in self._scopes:
             self._enclosing.add(span.parent.span_id)
         if scope.rollout is not None and scope.rollout.is_late(scope.call_kind):

@@ -54,7 +54,7 @@ class ModelServer:
         return JSONResponse({**head, "object": "chat.completion", "choices": choices, "usage": USAGE})
 
     def _message(self, body: dict[str, Any], index: int) -> dict[str, Any]:
-        if body.get("tools"):
+        if body.get("tools") and body["messages"][-1]["role"] != "tool":
             function = {"name": "search", "arguments": '{"query": "ann"}'}
             return {
                 "role": "assistant",
