@@ -7,6 +7,7 @@ import os
 os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # or it asks the network for prices
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,69 @@ def test_a_completion_of_the_wrong_form(lm: Any, model_server: Any, store: Path,
         ("guess", 0, said("ann")),
         ("check", 0, "what?"),
         ("check", 1, "what??"),
+    ]
+
+
+def test_groups_of_two_predictors_with_a_demonstration_and_parse_failures(
+    lm: Any, model_server: Any, store: Path
+) -> None:
+    """Predictors of one signature are compared apart, a try with its like, and what DSPy could not parse stands there.
+
+    The first rollout is parsed at once; the second at DSPy's second try; the third never,
+    and earns the format's reward, while it keeps its calls.
+    """
+    scripts = {
+        "r1": ([said("ann"), said("bob")], 1.0),
+        "r2": ([said("amy"), "what?", '{"answer": "cy"}'], 0.25),
+        "r3": ([said("abe"), "why?", "why??"], None),
+    }
+    sent: dict[str, list[Any]] = {}
+    with tracetune.record(store, run="try-1", instrument=["dspy"]):
+        for rollout_id, (texts, reward) in scripts.items():
+            asked = len(model_server.requests)
+            model_server.says += texts
+            with tracer.rollout(id=rollout_id, example_id="q1"), suppress(AdapterParseError):
+                TwoAnswers()(question="who?")
+                tracetune.reward(reward)
+            sent[rollout_id] = [body["messages"] for _, body in model_server.requests[asked:]]
+    batch = tracetune.Store(store).groups(tracetune.Grouping(drop_constant=False))
+    shown = {
+        group.id: [
+            (one.rollout_id, one.text, one.reward, round(one.advantage, 3), list(one.messages))
+            for one in sorted(group.members, key=lambda one: one.rollout_id)
+        ]
+        for group in batch.groups
+    }
+    assert shown == {
+        "try-1///q1/guess//0/0": [
+            ("r1", said("ann"), 1.0, 0.907, sent["r1"][0]),
+            ("r2", said("amy"), 0.25, 0.165, sent["r2"][0]),
+            ("r3", said("abe"), -1.0, -1.072, sent["r3"][0]),
+        ],
+        "try-1///q1/check//0/0": [
+            ("r1", said("bob"), 1.0, 0.907, sent["r1"][1]),
+            ("r2", "what?", 0.25, 0.165, sent["r2"][1]),
+            ("r3", "why?", -1.0, -1.072, sent["r3"][1]),
+        ],
+        "try-1///q1/check//0/1": [
+            ("r2", '{"answer": "cy"}', 0.25, 0.707, sent["r2"][2]),
+            ("r3", "why??", -1.0, -0.707, sent["r3"][2]),
+        ],
+    }
+    has_demonstration = {
+        group: ["2 + 2?" in str(messages) for *_, messages in members] for group, members in shown.items()
+    }
+    assert has_demonstration == {
+        "try-1///q1/guess//0/0": [False] * 3,
+        "try-1///q1/check//0/0": [True] * 3,
+        "try-1///q1/check//0/1": [True] * 2,
+    }
+    assert list(batch.left_out) == []
+    view = "SELECT module, invocation, turn, size, n_rollouts FROM groups ORDER BY ALL"
+    assert [tuple(row.values()) for row in tracetune.Store(store).sql(view).rows()] == [
+        ("check", 0, 0, 3, 3),
+        ("check", 0, 1, 2, 2),
+        ("guess", 0, 0, 3, 3),
     ]
 
 

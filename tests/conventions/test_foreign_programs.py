@@ -12,6 +12,7 @@ from pathlib import Path
 
 import orjson
 import pytest
+from conventions.otlp_lines import foreign_span
 from store.spool_lines import write_segment
 
 import tracetune as tt
@@ -196,3 +197,27 @@ def test_a_tools_answer_may_stand_under_an_older_name(tmp_path):
     write_segment(tmp_path / "b.duckdb", "1-1-a", line.replace(rb"{\"response\":", rb"{\"result\":"))
     assert rb"{\"response\":" in line
     assert rows(Store(tmp_path / "b.duckdb"), CALLS) == rows(Store(tmp_path / "a.duckdb"), CALLS)
+
+
+def test_tools_answers_may_stand_in_a_message_of_the_users(tmp_path):
+    """Each is a message of the tool's, before what the user says with them."""
+    answers = [{"type": "tool_call_response", "id": f"t{number}", "result": {"warm": number}} for number in (1, 2)]
+    prompt = [{"role": "user", "parts": [*answers, {"type": "text", "content": "And now?"}]}]
+    attributes = {
+        "gen_ai.operation.name": "chat",
+        "gen_ai.request.model": "policy",
+        "gen_ai.input.messages": json.dumps(prompt),
+    }
+    write_segment(tmp_path / "a.duckdb", "1-1-a", foreign_span("chat", 1, attributes))
+    store = Store(tmp_path / "a.duckdb")
+    (row,) = store.sql("SELECT messages, truncated FROM calls").rows()
+    assert (json.loads(row["messages"]), row["truncated"]) == (
+        [
+            {"role": "tool", "tool_call_id": "t1", "content": '{"warm":1}'},
+            {"role": "tool", "tool_call_id": "t2", "content": '{"warm":2}'},
+            {"role": "user", "content": "And now?"},
+        ],
+        False,
+    )
+    kept = store.sql("""SELECT attributes->>'$."gen_ai.input.messages"' AS prompt FROM spans""").rows()
+    assert [json.loads(row["prompt"]) for row in kept] == [prompt]
