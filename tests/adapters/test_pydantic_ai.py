@@ -122,6 +122,17 @@ def loosely(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return spelt  # type: ignore[no-any-return]  # as it came
 
 
+def test_an_agent_outside_any_program_is_one(model_server: Any, store: Path, provider: TracerProvider) -> None:
+    """Its run is a rollout, and its calls are its own."""
+    with tracetune.record(store, instrument=["openai"]):
+        Agent(model_at(model_server.url), name="finder").run_sync("who?")
+    rows = tracetune.Store(store)
+    assert [row[:3] for row in told(store)] == [("finder", 0, 0)]
+    assert rows.sql("SELECT program, n_calls, status FROM rollouts").rows() == [
+        {"program": "finder", "n_calls": 1, "status": "ok"}
+    ]
+
+
 def test_agents_at_once_and_agents_in_tools(model_server: Any, store: Path, provider: TracerProvider) -> None:
     """Runs of one agent that overlap have no order; an agent that a tool asks is a module, and so is the tool."""
     model = model_at(model_server.url)

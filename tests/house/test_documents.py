@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 from house.markdown_blocks import DOCUMENTS, REPOSITORY, WrongDocument, blocks_of, check_output, run_blocks
+from opentelemetry import trace
+from opentelemetry.util._once import Once
 
 import tracetune
 
@@ -15,6 +17,9 @@ import tracetune
 def test_a_document_does_what_it_shows(document, tmp_path, monkeypatch):
     """Every block of a document runs, in order, and prints what the document says."""
     monkeypatch.chdir(tmp_path)
+    # A document may set the process's tracer provider, which OpenTelemetry allows once.
+    monkeypatch.setattr(trace, "_TRACER_PROVIDER", None)
+    monkeypatch.setattr(trace, "_TRACER_PROVIDER_SET_ONCE", Once())
     run_blocks(blocks_of(document), tmp_path)
 
 
