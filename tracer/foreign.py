@@ -3,11 +3,11 @@
 An application that traces itself has a tracer provider of its own, and libraries that
 instrument language models end their spans there. One processor on that provider copies
 those spans, stamped with the scope that they started in and without the secrets that
-their names tell of. Inside a program, the agents and tools that such a library tells of are
-modules and tools like the decorated ones. Where none of our decorators
-says whose call it is, the spans around it are copied too: one of them names the module.
-The SDK can't take a processor away again, so it stays there and does nothing while
-nothing records.
+their names tell of. Inside a program, the agents and tools that such a library tells of
+are modules and tools like the decorated ones. Where none of our decorators says whose
+call it is, the spans around it are copied too: one of them names the module. The SDK
+can't take a processor away again, so it stays there and does nothing while nothing
+records.
 """
 
 from __future__ import annotations
@@ -137,7 +137,8 @@ class _Copy(SpanProcessor):
             stamps[names.TURN] = scope.next_turn() if scope.lm_call is None else scope.lm_call.turn
         elif node_kind is not None:
             stamps = {**scope.call_attributes(), names.KIND: node_kind}
-            del stamps[names.CALL_KIND]
+            if scope.call_kind == "call":
+                del stamps[names.CALL_KIND]  # as at a decorated function, only a reward's nodes say so
         elif is_enclosing:
             stamps = scope.attributes()
         else:
