@@ -8,9 +8,9 @@ from typing import Self
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from tracetune.offline.batches import SINGLETONS, StoredGroups
+from tracetune.online.progress import live_bars
 from tracetune.types import Evaluation, Likelihood, StepReport
 
 
@@ -27,15 +27,7 @@ class StepDisplay:
     def __init__(self, run: str, steps: int, *, first: int, shown: bool) -> None:
         self._console = Console(stderr=True, quiet=not shown, highlight=False)
         self._steps = steps
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[figures]}"),
-            console=self._console,
-            disable=not shown or not self._console.is_terminal,
-        )
+        self._progress = live_bars(self._console, shown=shown)
         self._bar = self._progress.add_task(escape(run), total=steps, completed=first, figures="")
 
     def __enter__(self) -> Self:

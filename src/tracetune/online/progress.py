@@ -20,6 +20,19 @@ from tracetune.types import Evaluation, Rollout
 _BARS = "▁▂▃▄▅▆▇█"
 
 
+def live_bars(console: Console, *, shown: bool) -> Progress:
+    """Bars with a description, a count, the time and some figures; on a terminal alone."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[figures]}"),
+        console=console,
+        disable=not shown or not console.is_terminal,
+    )
+
+
 class ProgressDisplay:
     """A progress bar of the steps and of the rollouts of the present one, with the reward so far.
 
@@ -34,15 +47,7 @@ class ProgressDisplay:
         self._console = Console(stderr=True, quiet=not shown)
         self._rewards: list[float] = []
         self._steps = steps
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[figures]}"),
-            console=self._console,
-            disable=not shown or not self._console.is_terminal,
-        )
+        self._progress = live_bars(self._console, shown=shown)
         self._step_bar = self._progress.add_task(escape(run), total=steps, completed=first, figures="")
         self._rollout_bar = self._progress.add_task("rollouts", total=None, figures="", visible=False)
 
