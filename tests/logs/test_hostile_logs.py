@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from logs import logged_program
 
 from tracetune import Store
-from tracetune.adapters.formats import FormatOptions, Line, format_named
+from tracetune.adapters.formats import FormatOptions, Line, Refused, format_named
 
 GOOD = {
     "langfuse": logged_program.langfuse()[0],
@@ -66,10 +66,10 @@ def test_no_line_takes_its_neighbour_with_it(name, data):
 @given(content=st.binary(max_size=80))
 @settings(max_examples=40, deadline=None)
 def test_no_bytes_crash_a_reader(name, content):
-    """Bytes that are no log are refused or say nothing."""
-    read(name, content)
-    read(name, b"{" + content)
-    read(name, b"[" + content)
+    """Bytes that are no log are refused, each with its place and the reason, or say nothing."""
+    for start in (b"", b"{", b"["):
+        found = read(name, start + content)
+        assert [piece for piece in found if not (isinstance(piece, Refused) and piece.place and piece.reason)] == []
 
 
 REFUSALS = [
