@@ -10,6 +10,7 @@ tracer writes it, the other is handed the finished rows in Arrow and inserts the
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import statistics
 import tempfile
@@ -25,7 +26,7 @@ import orjson
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import SpanContext
+from opentelemetry.trace import SpanContext, SpanKind
 
 from tracetune.grouping import Store
 from tracetune.tracer import encoding, names
@@ -76,7 +77,8 @@ def measure(folder: Path, n_spans: int, repeats: int) -> None:
 
 def time_ingest(store: Path, spool: Path) -> float:
     """Seconds from a full spool to a closed store that holds it."""
-    shutil.copytree(spool, store.with_name(store.name + ".spool"))
+    # Linked, not copied: the system would still be writing the copy while ingest is timed.
+    shutil.copytree(spool, store.with_name(store.name + ".spool"), copy_function=os.link)
     opened = Store(store)
     start = time.perf_counter()
     report = opened.ingest()
@@ -211,6 +213,7 @@ def span(
     return encoding.span_line(
         ReadableSpan(
             name,
+            kind=SpanKind.CLIENT if attributes[names.KIND] == "lm" else SpanKind.INTERNAL,
             context=SpanContext(trace_id, span_id, is_remote=False),
             parent=SpanContext(trace_id, parent_id, is_remote=False) if parent_id is not None else None,
             attributes=attributes,

@@ -22,9 +22,11 @@ from tracetune.errors import StoreLocked, StoreNotFound, StoreVersionError
 
 _HOLDER = re.compile(r"Conflicting lock is held in (?P<command>.*?)\s*\(PID (?P<pid>\d+)\)", re.DOTALL)
 _POLL_SECONDS = 0.02
-# The first format that knows zstd, so that every DuckDB since 1.2 can read the files. Rows that are written
-# are compressed a group at a time, on one core each: texts are long, and small groups keep all cores busy.
-FORMAT = "STORAGE_VERSION 'v1.2.0', ROW_GROUP_SIZE 24576"
+# Rows that are written are compressed a group at a time, on one core each: texts are long, and small groups
+# keep all cores busy.
+ROW_GROUP_ROWS = 24_576
+# The first format that knows zstd, so that every DuckDB since 1.2 can read the files.
+FORMAT = f"STORAGE_VERSION 'v1.2.0', ROW_GROUP_SIZE {ROW_GROUP_ROWS}"
 _turns: dict[Path, threading.RLock] = {}
 _turns_lock = threading.Lock()
 
@@ -105,6 +107,9 @@ def _writing(path: Path) -> duckdb.DuckDBPyConnection:
     connection = duckdb.connect()
     try:
         connection.execute("SET temp_directory = ?", [f"{path}.tmp"])
+        # A connection is closed after its call, and all is written into the file then: rather at once, and
+        # not into the write-ahead log first.
+        connection.execute("SET checkpoint_threshold = '1KB'")
         if not is_begun(path):
             _remove_empty(path)
         connection.execute(f"ATTACH {quoted(path)} AS store ({FORMAT})")

@@ -30,7 +30,7 @@ def remove_repeated(
         connection: in the transaction that added the rows.
         table: its name.
         last: the number of the last row that it had.
-        inserted: how many rows it got from each stretch of lines, in their order.
+        inserted: how many rows it got from each stretch of lines, in the order of the rows.
 
     Returns:
         For each stretch how many of its rows were taken out, and how many of those that

@@ -1,13 +1,16 @@
-"""The lines of a stretch of a segment, by what they are: what DuckDB reads, it reads of them alone.
+"""The lines of stretches of segments, by what they are: what DuckDB reads, it reads of them alone.
 
 A process begins all its lines alike, so what stands around a span or a record is only
-compared. Each kind is then a table of line numbers and texts that point into the
-segment, in batches that DuckDB reads side by side: nothing is copied. A line belongs to
-the others, which Python decodes, until it is taken.
+compared. Each kind is then one table over all stretches, of line numbers and texts that
+point into the segments, in batches that DuckDB reads side by side: nothing is copied. A
+line belongs to the others, which Python decodes, until it is taken.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -24,7 +27,7 @@ _PIECE_BYTES = 1024 * 1024
 # Arrow counts bytes in 32 bits.
 _LONGEST = 2**31 - 1
 
-_SCHEMA = pa.schema([("number", pa.int64()), ("line", pa.string_view())])
+_SCHEMA = pa.schema([("number", pa.int64()), ("stretch", pa.int32()), ("line", pa.string_view())])
 # A view of a text: its length, its first four bytes, the buffer it lies in and its place there.
 _VIEW = np.dtype([("length", "<i4"), ("prefix", "<u4"), ("buffer", "<i4"), ("offset", "<i4")])
 
@@ -32,6 +35,10 @@ _VIEW = np.dtype([("length", "<i4"), ("prefix", "<u4"), ("buffer", "<i4"), ("off
 _SPAN_OPENING_END = f'"scope":{{"name":"{encoding.SCOPE_NAME}"}},"spans":['.encode()
 _RECORD_OPENING = b"".join(encoding.record_line("", {}, {}, 0).partition(b'"logRecords":[')[:2])
 _CLOSING = b"]}]}]}\n"
+# The tracer's LM calls are its client spans. That is said after the ids and the name; where the name
+# is so long that it is not found there, or says this, Python reads the line.
+_OF_CLIENT = b'","kind":3,"startTimeUnixNano":"'
+_HEAD_BYTES = 192
 # A time in nanoseconds has nineteen digits, from 2001 to 2286; a record of another time is left to Python.
 _EVENT_NAME_AT = len('{"timeUnixNano":"1700000000000000000",')
 
@@ -40,22 +47,71 @@ class PlainLines:
     """Whole lines, and which of them are the tracer's own.
 
     Args:
-        text: the lines.
+        texts: the lines, a text for each stretch; a stretch is of one segment.
 
     Attributes:
-        spans: the spans, as a table of `number` and `line`, without what stands around them.
-        resource: of the spans, as JSON; one process has one.
+        calls: the spans of LM calls without what stands around them, as a table of `number`, `stretch`
+            and `line`. Lines are numbered over all stretches, stretches from 0.
+        spans: the other spans, as `calls` has them.
+        resources: of the spans of each stretch, as JSON; one process has one.
 
     Example:
-        >>> PlainLines(b"{}").spans.num_rows
+        >>> PlainLines([b"{}"]).spans.num_rows
         0
     """
 
+    def __init__(self, texts: Sequence[bytes | memoryview]) -> None:
+        with ThreadPoolExecutor() as threads:  # nearly all of it is numpy's and Arrow's work
+            self._stretches = list(threads.map(_Stretch, texts))
+        self._firsts = np.array([0, *accumulate(stretch.n_lines for stretch in self._stretches)], np.int64)
+        self._is_other = np.ones(self._firsts[-1], dtype=bool)
+        self.resources = [stretch.resource for stretch in self._stretches]
+        self.calls = self._table([stretch.calls for stretch in self._stretches])
+        self.spans = self._table([stretch.spans for stretch in self._stretches])
+
+    def records(self, event_name: str) -> Any:
+        """The records of one name, as `calls` has the spans."""
+        return self._table([stretch.records(event_name) for stretch in self._stretches])
+
+    def take(self, rows: Any) -> list[tuple[int, int]]:
+        """Of the lines whose `number` these rows have the plain ones are read: from each stretch, how many."""
+        numbers = rows["number"].to_numpy()[rows["is_plain"].to_numpy()]
+        self._is_other[numbers] = False
+        stretches = np.searchsorted(self._firsts, numbers, side="right") - 1
+        return [(stretch, int(count)) for stretch, count in enumerate(np.bincount(stretches))]
+
+    def others(self, stretch: int) -> list[tuple[int, bytes]]:
+        """The lines of a stretch that were not taken, with their offsets in it."""
+        first, end = self._firsts[stretch : stretch + 2]
+        return self._stretches[stretch].lines(np.flatnonzero(self._is_other[first:end]))
+
+    def _table(self, parts: Sequence[tuple[Any, Any]]) -> Any:
+        """The line numbers and views of every stretch as one table."""
+        numbers = np.concatenate([first + numbers for first, (numbers, _) in zip(self._firsts, parts, strict=False)])
+        views = np.concatenate([views for _, views in parts])
+        views["buffer"] = np.repeat(np.arange(len(parts)), [len(views) for _, views in parts])
+        buffers = [None, pa.py_buffer(views), *(stretch.buffer for stretch in self._stretches)]
+        lines = pa.Array.from_buffers(pa.string_view(), len(views), buffers)
+        rows = pa.table([pa.array(numbers), pa.array(views["buffer"]), lines], schema=_SCHEMA)
+        return pa.Table.from_batches(rows.to_batches(max_chunksize=_BATCH_LINES), schema=_SCHEMA)
+
+
+class _Stretch:
+    """The lines of one text.
+
+    Attributes:
+        buffer: the text.
+        n_lines: how many there are; they are numbered from 0.
+        calls: the numbers of those that should be LM calls, and views of their spans.
+        spans: the same of the other spans.
+        resource: of all these, as JSON.
+    """
+
     def __init__(self, text: bytes | memoryview) -> None:
+        self.buffer = pa.py_buffer(text)
         self._text = np.frombuffer(text, np.uint8)
-        self._buffer = pa.py_buffer(text)
         self._offsets = _offsets(self._text)
-        self._is_other = np.ones(len(self._offsets) - 1, dtype=bool)
+        self.n_lines = len(self._offsets) - 1
         lines = self._lines()
         is_closed = pc.ends_with(lines, _CLOSING)
         try:
@@ -63,33 +119,36 @@ class PlainLines:
         except pa.ArrowInvalid:  # a text for DuckDB is UTF-8: it gets the lines that are
             is_closed = pc.and_(is_closed, pa.array(map(_is_utf8, lines), pa.bool_()))
         opening, self.resource = _span_opening(lines)
-        self.spans = self._table(_numbers(lines, opening, is_closed), opening)
-        self._records = _numbers(lines, _RECORD_OPENING, is_closed)
+        spans = self._numbers(lines, opening, is_closed)
+        views = self._views(spans, opening)
+        is_call = _is(pc.match_substring, self._heads(views, 0, _HEAD_BYTES), _OF_CLIENT)
+        self.calls = spans[is_call], views[is_call]
+        self.spans = spans[~is_call], views[~is_call]
+        self._records = self._numbers(lines, _RECORD_OPENING, is_closed)
+        self._record_views = self._views(self._records, _RECORD_OPENING)
+        self._event_names = self._heads(self._record_views, _EVENT_NAME_AT, _HEAD_BYTES)
 
-    def records(self, event_name: str) -> Any:
-        """The records of one name, as `spans` are."""
-        name = np.frombuffer(f'"eventName":"{event_name}",'.encode(), np.uint8)
-        places = self._offsets[self._records] + len(_RECORD_OPENING) + _EVENT_NAME_AT
-        is_within = places + len(name) <= self._offsets[self._records + 1]
-        numbers, places = self._records[is_within], places[is_within]
-        is_such = (self._text[places[:, np.newaxis] + np.arange(len(name))] == name).all(axis=1)
-        return self._table(numbers[is_such], _RECORD_OPENING)
+    def records(self, event_name: str) -> tuple[Any, Any]:
+        """The numbers of the records of one name, and views of them."""
+        is_such = _is(pc.starts_with, self._event_names, f'"eventName":"{event_name}",'.encode())
+        return self._records[is_such], self._record_views[is_such]
 
-    def take(self, rows: Any) -> None:
-        """These rows have been read."""
-        self._is_other[rows["number"].to_numpy()] = False
+    def _views(self, numbers: Any, opening: bytes) -> Any:
+        """Views of what stands between the opening and the end of those lines."""
+        views = np.zeros(len(numbers), dtype=_VIEW)
+        views["offset"] = self._offsets[numbers] + len(opening)
+        views["length"] = self._offsets[numbers + 1] - len(_CLOSING) - views["offset"]
+        prefixes = self._text[views["offset"][:, np.newaxis] + np.arange(4)]
+        views["prefix"] = np.ascontiguousarray(prefixes).view("<u4").reshape(-1)
+        return views
 
-    def leave(self, numbers: Any) -> None:
-        """The lines of these numbers have not, after all."""
-        self._is_other[numbers] = True
-
-    def others(self, start: int) -> list[tuple[int, bytes]]:
-        """The lines that were not taken, with their offsets in a segment in which the text begins at `start`."""
+    def lines(self, numbers: Any) -> list[tuple[int, bytes]]:
+        """Those lines, without their ends, and where they begin; no empty ones."""
         found = []
-        for number in np.flatnonzero(self._is_other):
+        for number in numbers:
             first, end = self._offsets[number : number + 2]
             if line := self._text[first:end].tobytes().rstrip(b"\n"):
-                found.append((start + int(first), line))
+                found.append((int(first), line))
         return found
 
     def _lines(self) -> Any:
@@ -97,25 +156,29 @@ class PlainLines:
         if len(self._text) > _LONGEST:
             return pa.array([], pa.binary())
         offsets = pa.py_buffer(self._offsets.astype(np.int32))
-        return pa.BinaryArray.from_buffers(pa.binary(), len(self._offsets) - 1, [None, offsets, self._buffer])
+        return pa.BinaryArray.from_buffers(pa.binary(), self.n_lines, [None, offsets, self.buffer])
 
-    def _table(self, numbers: Any, opening: bytes) -> Any:
-        views = np.zeros(len(numbers), dtype=_VIEW)
-        views["offset"] = self._offsets[numbers] + len(opening)
-        views["length"] = self._offsets[numbers + 1] - len(_CLOSING) - views["offset"]
-        # Longer than twelve bytes in any case, or its bytes would have to stand in the view itself.
-        numbers, views = numbers[views["length"] > _VIEW.itemsize], views[views["length"] > _VIEW.itemsize]
-        prefixes = self._text[views["offset"][:, np.newaxis] + np.arange(4)]
-        views["prefix"] = np.ascontiguousarray(prefixes).view("<u4").reshape(-1)
-        texts = pa.Array.from_buffers(pa.string_view(), len(views), [None, pa.py_buffer(views), self._buffer])
-        rows = pa.table([pa.array(numbers, pa.int64()), texts], schema=_SCHEMA)
-        return pa.Table.from_batches(rows.to_batches(max_chunksize=_BATCH_LINES), schema=_SCHEMA)
+    def _numbers(self, lines: Any, opening: bytes, is_closed: Any) -> Any:
+        """The numbers of the lines that begin so, and are closed, with something in between."""
+        numbers = np.flatnonzero(pc.and_(pc.starts_with(lines, opening), is_closed))
+        lengths = self._offsets[numbers + 1] - self._offsets[numbers] - len(opening) - len(_CLOSING)
+        # A shorter text would have to stand in its view itself.
+        return numbers[lengths > _VIEW.itemsize]
+
+    def _heads(self, views: Any, first: int, end: int) -> Any:
+        """The bytes from `first` to `end` of each view, where it has so many."""
+        heads = views.copy()
+        heads["offset"] += np.minimum(first, views["length"])
+        heads["length"] = np.clip(views["length"], first, end) - first
+        # Twelve bytes and less would have to stand in the view itself; nothing is said in so few. Nor are
+        # the first four in it right any more, but a cast does not look at them.
+        heads["length"][heads["length"] <= _VIEW.itemsize] = 0
+        buffers = [None, pa.py_buffer(heads), self.buffer]
+        return pa.Array.from_buffers(pa.binary_view(), len(heads), buffers).cast(pa.binary())
 
 
-def _numbers(lines: Any, opening: bytes, is_closed: Any) -> Any:
-    """The numbers of the lines that begin so, and are closed."""
-    is_such = pc.and_(pc.starts_with(lines, opening), is_closed)
-    return np.flatnonzero(is_such.to_numpy(zero_copy_only=False))
+def _is(condition: Any, texts: Any, words: bytes) -> Any:
+    return condition(texts, words).to_numpy(zero_copy_only=False)
 
 
 def _offsets(text: Any) -> Any:

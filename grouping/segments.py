@@ -12,7 +12,7 @@ import fcntl
 import mmap
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,7 +133,7 @@ def set_aside(folder: Path, rejected: list[tuple[str, int, bytes, str]]) -> None
         os.fsync(file.fileno())
 
 
-def unread(found: list[Segment], ingested: Mapping[str, int]) -> list[Segment]:
+def unread(found: Sequence[Segment], ingested: Mapping[str, int]) -> list[Segment]:
     """The segments that hold bytes not ingested yet, or that can be removed."""
     return [segment for segment in found if segment.size > ingested.get(segment.name, 0) or not segment.live]
 

@@ -120,11 +120,14 @@ class Store:
         Raises:
             StoreError: if the file cannot be written; what was recorded stays in the spool.
         """
-        if not segments.segments(self._spool_folder) or (self.read_only and not os.access(self.path, os.W_OK)):
+        found = segments.segments(self._spool_folder)
+        if not found or (self.read_only and not os.access(self.path, os.W_OK)):
             return IngestReport()
-        with self._connected(read_only=True) as connection:
-            if not ingest.is_pending(connection, self._spool_folder):
-                return IngestReport()
+        # A closed segment is there until it is ingested; of a living one the store knows how much it has.
+        if all(segment.live for segment in found):
+            with self._connected(read_only=True) as connection:
+                if not ingest.is_pending(connection, found):
+                    return IngestReport()
         try:
             with self._connected(read_only=False) as connection:
                 return ingest.ingest(connection, self._spool_folder)

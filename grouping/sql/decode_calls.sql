@@ -1,17 +1,16 @@
 -- In: the spans of LM calls in `lines` as `decode_spans.sql` reads them
--- Out: plain_calls(number, the columns of `spans`; messages, completions and finish_reasons in their
---      order, and what else a call needs; is_plain)
-CREATE OR REPLACE TEMP TABLE plain_calls AS
+-- Out: number, the columns of `spans`; messages, completions and finish_reasons in their order, and
+--      what else a call needs; is_plain
 WITH lm_spans AS (
     $spans
 ),
 read AS (
     SELECT *,
            try(from_json(input_messages, '[{
-               "role": "VARCHAR", "parts": [{"type": "VARCHAR", "content": "VARCHAR"}]
+               "role": "VARCHAR", "parts": [{"content": "VARCHAR"}]
            }]')) AS asked,
            try(from_json(output_messages, '[{
-               "role": "VARCHAR", "parts": [{"type": "VARCHAR", "content": "VARCHAR"}], "finish_reason": "VARCHAR"
+               "role": "VARCHAR", "parts": [{"content": "VARCHAR"}], "finish_reason": "VARCHAR"
            }]')) AS answered
     FROM lm_spans
 )
@@ -24,10 +23,13 @@ SELECT * EXCLUDE (
            is_plain AND coalesce(
                (len(answered) > 0 OR finish_reasons IS NULL)
                -- Texts and nothing but texts: written again they are what was recorded.
-               AND to_json(asked)::VARCHAR IS NOT DISTINCT FROM input_messages
-               AND to_json(answered)::VARCHAR IS NOT DISTINCT FROM output_messages
-               AND coalesce(len(list_filter(asked, lambda message: len(message.parts) <> 1 OR message.parts[1].type <> 'text')), 0) = 0
-               AND coalesce(len(list_filter(answered, lambda message: len(message.parts) <> 1 OR message.parts[1].type <> 'text')), 0) = 0,
+               AND to_json(list_transform(asked, lambda message: {
+                   'role': message.role, 'parts': [{'type': 'text', 'content': message.parts[1].content}]
+               }))::VARCHAR IS NOT DISTINCT FROM input_messages
+               AND to_json(list_transform(answered, lambda message: {
+                   'role': message.role, 'parts': [{'type': 'text', 'content': message.parts[1].content}],
+                   'finish_reason': message.finish_reason
+               }))::VARCHAR IS NOT DISTINCT FROM output_messages,
                false
            ) AS is_plain
        ),
@@ -39,4 +41,4 @@ SELECT * EXCLUDE (
            ',', '"temperature":' || to_json(temperature), '"top_p":' || to_json(top_p), '"top_k":' || top_k,
            '"max_tokens":' || max_tokens, '"seed":' || seed, '"stop":' || to_json(stop)
        ) || '}', '{}') AS sampling
-FROM read;
+FROM read

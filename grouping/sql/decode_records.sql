@@ -1,7 +1,7 @@
 -- The quick way for the records that every rollout has: a body whose fields all have a column, of
 -- the column's own type, and scope attributes beside it. Every other record is left to the
 -- decoder in Python, which means the same by them; a test holds the two against each other.
--- In: lines(number, line), where a line is a log record alone of one event
+-- In: lines(number, stretch, line), where a line is a log record alone of one event
 -- Out: number, the columns of its table, is_plain
 WITH records AS (
     SELECT number, try(from_json(line, '{

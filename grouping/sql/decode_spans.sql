@@ -1,26 +1,26 @@
 -- The quick way for the tracer's own lines: one span a line, attributes that all have a column,
 -- messages that are plain text. Every other line is left to the decoder in Python, which
 -- means the same by them; a test holds the two against each other.
--- In: lines(number, line), where a line is the span alone of the scope
---     `tracetune`; the resource of them all; whether they are LM calls or the others
+-- In: lines(number, stretch, line), where a line is the span alone of the scope `tracetune`; the
+--     variable `resources`, one a stretch; whether they should be LM calls or the others
 -- Out: number, the columns of `spans`, what else a call needs, is_plain
 WITH documents AS (
-    SELECT number, try(from_json(line, '$shape')) AS span
+    SELECT number, stretch, try(from_json(line, '{
+               "traceId": "VARCHAR", "spanId": "VARCHAR", "parentSpanId": "VARCHAR", "name": "VARCHAR",
+               "startTimeUnixNano": "BIGINT", "endTimeUnixNano": "BIGINT",
+               "attributes": [{"key": "VARCHAR", "value": $value}],
+               "events": "VARCHAR", "links": "JSON", "status": {"code": "VARCHAR", "message": "VARCHAR"}
+           }')) AS span
     FROM lines
-    WHERE contains(line, '$lm_mark') = $is_lm
 ),
 attributes AS (
-    SELECT number, span,
+    SELECT number, stretch, span,
            list_transform(span.attributes, lambda attribute: attribute.key) AS names,
-           list_transform(span.attributes, lambda attribute: attribute.value.stringValue) AS texts,
-           list_transform(span.attributes, lambda attribute: attribute.value.intValue) AS wholes,
-           list_transform(span.attributes, lambda attribute: attribute.value.doubleValue) AS reals,
-           list_transform(span.attributes, lambda attribute: attribute.value.boolValue) AS flags,
-           list_transform(span.attributes, lambda attribute: attribute.value.arrayValue.values) AS arrays
+           $lists
     FROM documents
 ),
 columns_of AS (
-    SELECT number, span, len(names) AS n_attributes,
+    SELECT number, stretch, span, len(names) AS n_attributes,
            $columns
     FROM attributes
 )
@@ -33,8 +33,8 @@ SELECT number,
        error_type, run, split, step, coalesce(nullif(rollout_id, ''), span.traceId) AS rollout_id, example_id, policy_version,
        module, key, execution, recorded_invocation, recorded_turn, unordered, late, truncated, input, output,
        operation, provider, request_model, response_model, response_id, input_tokens, output_tokens, choice_count,
-       NULL::VARCHAR AS attributes, nullif(span.events, '[]') AS events, $$resource AS resource,
-       'tracetune' AS scope,
+       NULL::VARCHAR AS attributes, nullif(span.events, '[]') AS events,
+       getvariable('resources')[stretch + 1]::VARCHAR AS resource, 'tracetune' AS scope,
        lm_parent, call_kind, input_messages, output_messages, finish_reasons,
        temperature, top_p, top_k, max_tokens, seed, stop,
        coalesce(

@@ -2,25 +2,39 @@
 -- Out: rollout_rows, their rows made anew
 DELETE FROM rollout_rows WHERE rollout_id IN (FROM touched);
 
+-- Of several the first row is looked for by its number alone: what is wide is read of that one.
 INSERT INTO rollout_rows BY NAME
 WITH starts AS (
-    SELECT DISTINCT ON (rollout_id) *
-    FROM rollout_starts WHERE rollout_id IN (FROM touched)
-    ORDER BY rollout_id, recorded_at, record_id
+    SELECT rollout_starts.*
+    FROM rollout_starts
+    JOIN (
+        SELECT arg_min(rowid, (recorded_at, record_id)) AS first
+        FROM rollout_starts WHERE rollout_id IN (FROM touched)
+        GROUP BY rollout_id
+    ) ON rollout_starts.rowid = first
 ),
 ends AS (
     -- The first end stands: a rollout closed after a timeout stays so whatever its program does later.
-    SELECT DISTINCT ON (rollout_id) *
-    FROM rollout_ends WHERE rollout_id IN (FROM touched)
-    ORDER BY rollout_id, recorded_at, record_id
+    SELECT rollout_ends.*
+    FROM rollout_ends
+    JOIN (
+        SELECT arg_min(rowid, (recorded_at, record_id)) AS first
+        FROM rollout_ends WHERE rollout_id IN (FROM touched)
+        GROUP BY rollout_id
+    ) ON rollout_ends.rowid = first
 ),
 roots AS (
     -- The execution of the program; where nothing is decorated, the root of the trace.
-    SELECT DISTINCT ON (rollout_id) *
+    SELECT spans.*
     FROM spans
-    WHERE rollout_id IN (FROM touched) AND started_at >= getvariable('since')
-      AND (kind = 'program' OR parent_span_id IS NULL) AND kind IS DISTINCT FROM 'lm'
-    ORDER BY rollout_id, kind IS DISTINCT FROM 'program', started_at, span_id
+    JOIN (
+        SELECT arg_min(rowid, (kind IS DISTINCT FROM 'program', started_at, span_id)) AS first
+        FROM spans
+        WHERE rollout_id IN (FROM touched) AND started_at >= getvariable('since')
+          AND (kind = 'program' OR parent_span_id IS NULL) AND kind IS DISTINCT FROM 'lm'
+        GROUP BY rollout_id
+    ) ON spans.rowid = first
+    WHERE started_at >= getvariable('since')
 ),
 call_counts AS (
     SELECT rollout_id, count(*) FILTER (kind = 'call') AS n_calls

@@ -1,4 +1,4 @@
--- In: plain_calls
+-- In: plain_rows, the LM calls that were read
 -- Out: call_rows, one row a choice, with the columns that a span alone can tell
 INSERT INTO call_rows BY NAME
 SELECT span_id || CASE WHEN choice = 0 THEN '' ELSE '.' || choice END AS call_id,
@@ -14,6 +14,6 @@ SELECT span_id || CASE WHEN choice = 0 THEN '' ELSE '.' || choice END AS call_id
        coalesce(late, false) AS late
 FROM (
     SELECT *, unnest(range(greatest(len(completions), 1))) AS choice
-    FROM plain_calls
+    FROM plain_rows
     WHERE is_plain
 );

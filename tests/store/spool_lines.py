@@ -8,7 +8,7 @@ from typing import Any
 import duckdb
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import SpanContext
+from opentelemetry.trace import SpanContext, SpanKind
 
 from tracetune.tracer import encoding, names
 
@@ -24,12 +24,16 @@ def span(
     at: int = 0,
     lasts: int = 1_000_000,
     scope: str = encoding.SCOPE_NAME,
+    is_client: bool | None = None,
     **attributes: Any,
 ) -> bytes:
-    """One span as one line; attributes by the names of the constants in `tracer/names.py`."""
+    """One span as one line; attributes by the names of the constants in `tracer/names.py`. An LM call is a client's."""
+    if is_client is None:
+        is_client = attributes.get("KIND") == "lm"
     return encoding.span_line(
         ReadableSpan(
             name,
+            kind=SpanKind.CLIENT if is_client else SpanKind.INTERNAL,
             context=SpanContext(trace_id, span_id, is_remote=False),
             parent=SpanContext(trace_id, parent, is_remote=False) if parent is not None else None,
             attributes={getattr(names, key): value for key, value in attributes.items()},

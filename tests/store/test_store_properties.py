@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections import Counter
 from itertools import accumulate
 from pathlib import Path
+from unittest import mock
 
 import duckdb
 import pytest
@@ -13,9 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from store.spool_lines import START, a_rollout, span
 
-from tracetune.grouping import ingest, schema
+from tracetune.grouping import ingest, plain_spans, schema
 from tracetune.grouping.otlp import decode
-from tracetune.grouping.plain import insert_plain
+from tracetune.grouping.plain import insert_plain, read_plain
+from tracetune.grouping.plain_lines import PlainLines
 from tracetune.grouping.plain_records import PLAIN_RECORDS
 from tracetune.grouping.records import arrow_table
 from tracetune.grouping.rows import CALLS, REAL, RECORDS, SPANS, TEXT, WHOLE
@@ -120,7 +123,14 @@ def spans(draw):
         )
     )
     scope = draw(st.sampled_from(["tracetune", "tracetune", "another"]))
-    return span("name", draw(st.integers(1, 9)), parent=draw(st.sampled_from([None, 5])), scope=scope, **attributes)
+    return span(
+        draw(st.sampled_from(["name", "n" * 200, '","kind":3,"startTimeUnixNano":"'])),
+        draw(st.integers(1, 9)),
+        parent=draw(st.sampled_from([None, 5])),
+        scope=scope,
+        is_client=draw(st.sampled_from([None, None, True, False])),
+        **attributes,
+    )
 
 
 def compact(value):
@@ -145,10 +155,22 @@ def tables():
         yield connection
 
 
+def read_quickly(connection, *texts):
+    """The lines of each text that DuckDB did not take, and how many rows each table got of the text."""
+    lines = PlainLines(texts)
+    inserted = [Counter() for _ in texts]
+    with connection.cursor() as reader:
+        for read in read_plain(reader, lines):
+            insert_plain(connection, read)
+            for text, rows in lines.take(read.rows):
+                inserted[text][read.table] += rows
+    return [lines.others(text) for text in range(len(texts))], [+counts for counts in inserted]
+
+
 def read_both_ways(connection, lines, tables):
     """The rows of those tables as DuckDB read them of the lines it took, and as Python reads the same lines."""
     connection.execute("BEGIN")
-    others = {offset for offset, _ in insert_plain(connection, b"".join(lines))[0]}
+    others = {offset for offset, _ in read_quickly(connection, b"".join(lines))[0][0]}
     offsets = accumulate(map(len, lines), initial=0)
     decoded = decode([(offset, line) for offset, line in zip(offsets, lines, strict=False) if offset not in others])
     assert decoded.rejected == []
@@ -164,10 +186,11 @@ def read_both_ways(connection, lines, tables):
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(lines=st.lists(spans(), min_size=1, max_size=12))
-def test_the_quick_way_and_the_careful_way_read_the_same(tables, lines):
-    """What DuckDB makes of a plain line is what the decoder in Python makes of it."""
-    quick, careful = read_both_ways(tables, lines, {"spans": SPANS, "call_rows": CALLS})
+@given(lines=st.lists(spans(), min_size=1, max_size=12), sampled=st.sampled_from([1, 400]))
+def test_the_quick_way_and_the_careful_way_read_the_same(tables, lines, sampled):
+    """What DuckDB makes of a plain line is what the decoder in Python makes of it, whichever lines the sample had."""
+    with mock.patch.object(plain_spans, "SAMPLED_LINES", sampled):
+        quick, careful = read_both_ways(tables, lines, {"spans": SPANS, "call_rows": CALLS})
     assert quick == careful
 
 
@@ -207,19 +230,41 @@ def test_the_quick_way_and_the_careful_way_read_the_same_records(tables, lines):
 
 def test_the_tracers_own_lines_take_the_quick_way(tables):
     """No span of an ordinary rollout, nor its start, end and score, is left to the decoder in Python."""
-    left, inserted = insert_plain(tables, b"".join(a_rollout()))
+    [left], inserted = read_quickly(tables, b"".join(a_rollout()))
     assert [line[:20] for _, line in left] == [b'{"resourceLogs":[{"r'] * 3
-    assert inserted == {"spans": 5, "rollout_starts": 1, "rollout_ends": 1, "scores": 1}
+    assert inserted == [{"spans": 5, "rollout_starts": 1, "rollout_ends": 1, "scores": 1}]
+
+
+def test_texts_are_read_together_and_counted_apart(tables):
+    """Two processes have resources of their own: each row is counted for its process, and says its resource."""
+    here = [span("a", 1, KIND="tool"), b"{}\n", span("b", 2, KIND="module")]
+    there = [
+        line.replace(b'"service.name"', b'"service.id"')
+        for line in (span("c", 3, KIND="tool"), span("d", 4, KIND="lm"))
+    ]
+    left, inserted = read_quickly(tables, b"".join(here), b"", b"".join(there))
+    assert left == [[(len(here[0]), b"{}")], [], []]
+    assert inserted == [{"spans": 2}, {}, {"spans": 2}]
+    said = tables.execute("SELECT name, contains(resource, 'service.id') FROM spans ORDER BY name").fetchall()
+    assert said == [("a", False), ("b", False), ("c", True), ("d", True)]
+
+
+def test_a_line_that_is_no_json_costs_its_neighbours_nothing(tables):
+    """A span with a broken end, where all else of the line is right, is left; the others are read."""
+    ours = [span("a", 1, KIND="tool"), span("b", 2, KIND="tool")]
+    broken = ours[0].replace(b'"attributes":[', b'"attributes":[[')
+    [left], inserted = read_quickly(tables, ours[0] + broken + ours[1])
+    assert left == [(len(ours[0]), broken.rstrip())]
+    assert inserted == [{"spans": 2}]
 
 
 @pytest.mark.parametrize("line", [b"\xff\n", b"\n", b"{}\n", b"", b'{"resourceSpans":[]}]}]}\n'])
 def test_a_line_that_is_not_the_tracers_is_left_with_its_offset(tables, line):
     """Whatever stands beside them, the tracer's lines are taken, and the others keep their places."""
     ours = a_rollout()
-    text = b"".join(ours[:1]) + line + b"".join(ours[-1:])
-    left, inserted = insert_plain(tables, text, 1000)
-    assert left == ([(1000 + len(ours[0]), line.rstrip(b"\n"))] if line.strip() else [])
-    assert inserted == {"rollout_starts": 1, "scores": 1}
+    [left], inserted = read_quickly(tables, b"".join(ours[:1]) + line + b"".join(ours[-1:]))
+    assert left == ([(len(ours[0]), line.rstrip(b"\n"))] if line.strip() else [])
+    assert inserted == [{"rollout_starts": 1, "scores": 1}]
 
 
 def test_the_rows_that_ingest_writes_are_those_of_the_migrations(prepared, tmp_path):

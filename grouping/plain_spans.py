@@ -1,0 +1,134 @@
+"""The quick way into the store for the tracer's own spans: what DuckDB reads of them, as SQL."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from functools import lru_cache
+from typing import Any
+
+import orjson
+
+from tracetune.grouping import schema
+from tracetune.tracer import names
+
+_TEXTS = {
+    "kind": names.KIND,
+    "run": names.RUN,
+    "split": names.SPLIT,
+    "rollout_id": names.ROLLOUT_ID,
+    "example_id": names.EXAMPLE_ID,
+    "policy_version": names.POLICY_VERSION,
+    "module": names.MODULE,
+    "key": names.KEY,
+    "execution": names.EXECUTION,
+    "lm_parent": names.LM_PARENT,
+    "call_kind": names.CALL_KIND,
+    "status": names.STATUS,
+    "error_type": names.ERROR_TYPE,
+    "input": names.INPUT,
+    "output": names.OUTPUT,
+    "operation": names.OPERATION,
+    "provider": names.PROVIDER,
+    "request_model": names.REQUEST_MODEL,
+    "response_model": names.RESPONSE_MODEL,
+    "response_id": names.RESPONSE_ID,
+    "input_messages": names.INPUT_MESSAGES,
+    "output_messages": names.OUTPUT_MESSAGES,
+}
+_WHOLES = {
+    "step": names.STEP,
+    "recorded_invocation": names.INVOCATION,
+    "recorded_turn": names.TURN,
+    "input_tokens": names.INPUT_TOKENS,
+    "output_tokens": names.OUTPUT_TOKENS,
+    "choice_count": names.CHOICE_COUNT,
+    "top_k": names.TOP_K,
+    "max_tokens": names.MAX_TOKENS,
+    "seed": names.SEED,
+}
+_REALS = {"temperature": names.TEMPERATURE, "top_p": names.TOP_P}
+_FLAGS = {"unordered": names.UNORDERED, "late": names.LATE}
+_LISTS = {"truncated": names.TRUNCATED, "finish_reasons": names.FINISH_REASONS, "stop": names.STOP}
+# Only an LM span has a column for these.
+_OF_CALLS = {
+    "lm_parent",
+    "call_kind",
+    "input_messages",
+    "output_messages",
+    "top_k",
+    "max_tokens",
+    "seed",
+    "temperature",
+    "top_p",
+    "finish_reasons",
+    "stop",
+}
+
+# For each type: its columns; an attribute's value; and the lists, one entry an attribute, that it is taken from.
+_TYPES: Mapping[str, tuple[Mapping[str, str], str, tuple[str, ...]]] = {
+    "VARCHAR": (_TEXTS, "texts[{place}]", ("texts",)),
+    "BIGINT": (_WHOLES, "wholes[{place}]", ("wholes",)),
+    "DOUBLE": (_REALS, "coalesce(reals[{place}], wholes[{place}])", ("reals", "wholes")),
+    "BOOLEAN": (_FLAGS, "flags[{place}]", ("flags",)),
+    "VARCHAR[]": (_LISTS, "list_transform(arrays[{place}], lambda item: item.stringValue)", ("arrays",)),
+}
+# For each list: the member of an attribute's value that it has, that member in JSON, and its entry.
+_LISTED = {
+    "texts": ("stringValue", '"VARCHAR"', "attribute.value.stringValue"),
+    "wholes": ("intValue", '"BIGINT"', "attribute.value.intValue"),
+    "reals": ("doubleValue", '"DOUBLE"', "attribute.value.doubleValue"),
+    "flags": ("boolValue", '"BOOLEAN"', "attribute.value.boolValue"),
+    "arrays": ("arrayValue", '{"values": [{"stringValue": "VARCHAR"}]}', "attribute.value.arrayValue.values"),
+}
+_KNOWN = {name for columns, _, _ in _TYPES.values() for name in columns.values()}
+# What one line in a hundred has is nearly always met in so many.
+SAMPLED_LINES = 400
+
+
+def attributes_of(lines: Any) -> frozenset[str]:
+    """The attributes with a column in a sample of lines, from everywhere in their table."""
+    found: set[str] = set()
+    for place in range(0, len(lines), 1 + len(lines) // SAMPLED_LINES):
+        with suppress(orjson.JSONDecodeError, KeyError, TypeError):
+            found.update(attribute["key"] for attribute in orjson.loads(lines["line"][place].as_py())["attributes"])
+    return frozenset(found & _KNOWN)
+
+
+@lru_cache(maxsize=64)
+def calls_sql(attributes: frozenset[str]) -> str:
+    """The SELECT that reads `lines` as LM calls: what `spans_sql` gives, and their messages."""
+    return schema.template("decode_calls.sql").substitute(spans=spans_sql(attributes, is_lm=True))
+
+
+@lru_cache(maxsize=64)
+def spans_sql(attributes: frozenset[str], *, is_lm: bool = False) -> str:
+    """The SELECT that reads `lines` as spans: the columns of `spans`, what else calls need, and `is_plain`.
+
+    Args:
+        attributes: a span with others is not plain. To look for one by its name costs something in
+            every line, so those that no line has are better left out.
+        is_lm: whether these should be LM calls, or none.
+    """
+    columns: dict[str, str] = {}
+    taken: list[str] = []
+    lists: set[str] = set()
+    for type_, (names_of, value, taken_from) in _TYPES.items():
+        for column, name in names_of.items():
+            if name in attributes and (is_lm or column not in _OF_CALLS):
+                columns[column] = value.format(place=f"list_position(names, '{name}')")
+                taken.append(column)
+                lists.update(taken_from)
+            else:
+                columns[column] = f"NULL::{type_}"
+    listed = {name: _LISTED[name] for name in sorted(lists)}
+    return schema.template("decode_spans.sql").substitute(
+        value="{" + ", ".join(f'"{member}": {shape}' for member, shape, _ in listed.values()) + "}",
+        lists=",\n           ".join(
+            f"list_transform(span.attributes, lambda attribute: {entry}) AS {name}"
+            for name, (_, _, entry) in listed.items()
+        ),
+        columns=",\n           ".join(f"{value} AS {column}" for column, value in columns.items()),
+        n_taken=" + ".join(f"({column} IS NOT NULL)::INTEGER" for column in taken),
+        is_lm=str(is_lm).lower(),
+    )
