@@ -64,6 +64,13 @@ class Chunk:
     end: int
     text: memoryview
 
+    def let_go(self) -> None:
+        """Give back the memory that the text is mapped to; it is mapped anew where it is looked at again."""
+        first = -(-self.start // mmap.PAGESIZE) * mmap.PAGESIZE
+        # A system that does not know this advice keeps it.
+        with suppress(AttributeError, OSError, ValueError):
+            self.text.obj.madvise(mmap.MADV_DONTNEED, first, self.end - first)
+
 
 def segments(folder: Path) -> list[Segment]:
     """The segments of a spool, oldest first."""

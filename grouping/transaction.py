@@ -80,6 +80,8 @@ class Transaction:
         if self.chunks:
             self._lines = PlainLines([chunk.text for chunk in self.chunks])
             yield from read_plain(reader, self._lines)
+            for chunk in self.chunks:
+                chunk.let_go()
 
     def insert(self, read: PlainRows) -> None:
         """Insert what DuckDB read of the chunks."""
