@@ -30,6 +30,7 @@ CHUNK_BYTES = 64 * 1024 * 1024
 # Each transaction looks once through what the store holds already, and ends its tables' last row groups where
 # they are: it should bring in a good deal. It is held in memory, and what of the next one has been read.
 TRANSACTION_BYTES = 768 * 1024 * 1024
+_TRANSACTION_CHUNKS = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +97,7 @@ def _transactions(
     transaction = Transaction(connection, folder)
     for segment in pending:
         for chunk in segments.chunks(segment, read.get(segment.name, 0), chunk_bytes):
-            if transaction.n_bytes >= transaction_bytes:
+            if transaction.n_bytes >= transaction_bytes or len(transaction.chunks) >= _TRANSACTION_CHUNKS:
                 yield transaction
                 transaction = Transaction(connection, folder)
             transaction.chunks.append(chunk)

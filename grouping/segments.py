@@ -20,6 +20,8 @@ from typing import BinaryIO
 
 import orjson
 
+# Memory that is used anew for every chunk costs more than the reading; but each that is mapped keeps a file open.
+_MAPPED_BYTES = 16 * 1024 * 1024
 _MADV_POPULATE_READ = 22  # the mmap module of Python 3.11 does not name it
 _OPEN_SUFFIX = ".open.jsonl"
 _SUFFIX = ".jsonl"
@@ -57,19 +59,23 @@ class Chunk:
         start: the offset of the first byte.
         end: the offset after the last.
         text: the bytes between the two.
+        mapped: the whole segment, where it is mapped.
     """
 
     segment: Segment
     start: int
     end: int
     text: memoryview
+    mapped: mmap.mmap | None
 
     def let_go(self) -> None:
         """Give back the memory that the text is mapped to; it is mapped anew where it is looked at again."""
+        if self.mapped is None:
+            return
         first = -(-self.start // mmap.PAGESIZE) * mmap.PAGESIZE
         # A system that does not know this advice keeps it.
         with suppress(AttributeError, OSError, ValueError):
-            self.text.obj.madvise(mmap.MADV_DONTNEED, first, self.end - first)
+            self.mapped.madvise(mmap.MADV_DONTNEED, first, self.end - first)
 
 
 def segments(folder: Path) -> list[Segment]:
@@ -97,16 +103,20 @@ def chunks(segment: Segment, start: int, chunk_bytes: int) -> Iterator[Chunk]:
     """
     if start >= segment.size:
         return
+    mapped: mmap.mmap | None = None
     with _opened(segment) as file:
-        # Mapped, not read: memory that is used anew for every chunk costs more than the reading.
-        text = mmap.mmap(file.fileno(), segment.size, access=mmap.ACCESS_READ)
+        if segment.size < _MAPPED_BYTES:
+            text: bytes | mmap.mmap = file.read(segment.size)
+        else:
+            text = mapped = mmap.mmap(file.fileno(), segment.size, access=mmap.ACCESS_READ)
     last = segment.size if not segment.live else text.rfind(b"\n", start) + 1
     while start < last:
-        _read_ahead(text, start, min(start + chunk_bytes, last))
+        if mapped is not None:
+            _read_ahead(mapped, start, min(start + chunk_bytes, last))
         end = text.rfind(b"\n", start, start + chunk_bytes) + 1 or text.find(b"\n", start) + 1 or last
         if start + chunk_bytes >= last:
             end = last
-        yield Chunk(segment, start, end, memoryview(text)[start:end])
+        yield Chunk(segment, start, end, memoryview(text)[start:end], mapped)
         start = end
 
 

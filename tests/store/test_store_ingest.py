@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import fcntl
 import os
+import resource
 
 import orjson
 import pytest
@@ -228,6 +229,24 @@ def test_nothing_recorded_is_lost(path):
     assert store.sql("SELECT rest FROM jobs").rows() == [{"rest": '{"new_field":[1]}'}]
     assert store.sql("SELECT event_name, body FROM other_records").rows() == [
         {"event_name": "somebody.else", "body": '{"what":"ever"}'}
+    ]
+
+
+def test_a_process_may_leave_more_segments_than_files_may_be_open(path):
+    """Of twelve hundred segments, more than one transaction takes, every span comes in with few descriptors."""
+    for number in range(1200):
+        write_segment(path, f"{number}-{number}-a", span(str(number), number + 1, KIND="tool"))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/dev/fd")) + 50, hard))
+    try:
+        report = Store(path).ingest()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert report == IngestReport(spans=1200, segments=1200)
+    listed = Store(path).sql("SELECT count(DISTINCT name) AS names FROM spans").rows()
+    assert listed == [{"names": 1200}]
+    assert Store(path).sql("SELECT count(*) AS segments, sum(spans) AS spans FROM segments").rows() == [
+        {"segments": 1200, "spans": 1200}
     ]
 
 
