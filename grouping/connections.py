@@ -18,9 +18,10 @@ from pathlib import Path
 
 import duckdb
 
-from tracetune.errors import StoreLocked, StoreNotFound, StoreVersionError
+from tracetune.errors import InvalidInput, StoreLocked, StoreNotFound, StoreVersionError
 
 _HOLDER = re.compile(r"Conflicting lock is held in (?P<command>.*?)\s*\(PID (?P<pid>\d+)\)", re.DOTALL)
+_SIZE = re.compile(r"\s*(?P<number>\d+(\.\d+)?)\s*(?P<unit>[KMGT])(?P<binary>i?)B\s*", re.IGNORECASE)
 _POLL_SECONDS = 0.02
 # Rows that are written are compressed a group at a time, on one core each: texts are long, and small groups
 # keep all cores busy.
@@ -118,6 +119,22 @@ def _writing(path: Path) -> duckdb.DuckDBPyConnection:
         connection.close()
         raise
     return connection
+
+
+def bytes_of(memory_limit: str) -> int:
+    """A size as DuckDB writes it, in bytes.
+
+    Raises:
+        InvalidInput: if it is none.
+
+    Example:
+        >>> bytes_of("512MiB")
+        536870912
+    """
+    size = _SIZE.fullmatch(str(memory_limit))
+    if size is None:
+        raise InvalidInput(f"memory_limit is a size such as '4GB' or '512MiB', not {memory_limit!r:.40}")
+    return int(float(size["number"]) * (1024 if size["binary"] else 1000) ** (1 + "KMGT".index(size["unit"].upper())))
 
 
 def is_begun(path: Path) -> bool:

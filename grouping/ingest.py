@@ -65,11 +65,21 @@ def ingest(
     *,
     chunk_bytes: int = CHUNK_BYTES,
     transaction_bytes: int = TRANSACTION_BYTES,
+    memory_bytes: int | None = None,
 ) -> IngestReport:
     """Take everything new from a spool into the store that the connection has open for writing.
 
     DuckDB lets one process at a time hold the file, so two that ingest take turns.
+
+    Args:
+        connection: to the store.
+        folder: the spool.
+        chunk_bytes: of a segment, about so many are decoded together.
+        transaction_bytes: and so many are committed together, less where there is little memory.
+        memory_bytes: what DuckDB may use.
     """
+    if memory_bytes is not None:
+        transaction_bytes = min(transaction_bytes, memory_bytes // 5)
     found = segments.segments(folder)
     read = _bytes_ingested(connection)
     pending = segments.unread(found, read)

@@ -7,7 +7,6 @@ it again, so what was recorded a moment ago is there and other processes have th
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -19,7 +18,7 @@ from tracetune.errors import InvalidInput, QueryError, StoreError, StoreNotFound
 from tracetune.grouping import ingest, schema, segments
 from tracetune.grouping.batches import group_batch
 from tracetune.grouping.compacting import compact
-from tracetune.grouping.connections import connected, is_begun
+from tracetune.grouping.connections import bytes_of, connected, is_begun
 from tracetune.grouping.deleting import delete_rollouts
 from tracetune.grouping.ingest import IngestReport
 from tracetune.grouping.lint import LintReport, lint
@@ -72,7 +71,8 @@ class Store:
         self.path = Path(path).absolute()
         self.read_only = read_only
         self._wait = wait
-        self._memory_limit = _checked_limit(memory_limit or os.environ.get("TRACETUNE_MEMORY_LIMIT", "4GB"))
+        self._memory_limit = memory_limit or os.environ.get("TRACETUNE_MEMORY_LIMIT", "4GB")
+        self._memory_bytes = bytes_of(self._memory_limit)
         self._spool_folder = spool_folder(self.path)
         if read_only and not self.path.exists() and not self._spool_folder.exists():
             raise StoreNotFound(f"there is no store at {path}; record into it first, or give another path")
@@ -130,7 +130,7 @@ class Store:
                     return IngestReport()
         try:
             with self._connected(read_only=False) as connection:
-                return ingest.ingest(connection, self._spool_folder)
+                return ingest.ingest(connection, self._spool_folder, memory_bytes=self._memory_bytes)
         except duckdb.Error as error:
             raise StoreError(
                 f"{self.path} could not take in what was recorded ({reason_of(error)}); free the disk or mend the "
@@ -380,9 +380,3 @@ class Store:
         if missing:
             more = f" (nor {len(missing) - 1} others)" if len(missing) > 1 else ""
             raise UnknownId(f"{self.path} has no {what} {missing[0]['id']!r}{more}; see {known}")
-
-
-def _checked_limit(memory_limit: str) -> str:
-    if not re.fullmatch(r"\s*\d+(\.\d+)?\s*[KMGT]i?B\s*", str(memory_limit), re.IGNORECASE):
-        raise InvalidInput(f"memory_limit is a size such as '4GB' or '512MiB', not {memory_limit!r:.40}")
-    return memory_limit
