@@ -61,12 +61,12 @@ def remove_repeated_calls(connection: duckdb.DuckDBPyConnection, last: int) -> N
 
 
 def _new_ids(connection: duckdb.DuckDBPyConnection, table: str, ids: str, last: int) -> int:
-    """How many ids the new rows have that no earlier row has."""
+    """How many ids the new rows have that no earlier row has; one too few, where two share a hash."""
     (count,) = connection.execute(
         f"""
         SELECT count(*)
-        FROM (SELECT DISTINCT {ids} FROM {table} WHERE rowid > {last})
-        ANTI JOIN (SELECT {ids} FROM {table} WHERE rowid <= {last}) USING ({ids})
+        FROM (SELECT DISTINCT hash({ids}) AS id FROM {table} WHERE rowid > {last})
+        ANTI JOIN (SELECT hash({ids}) AS id FROM {table} WHERE rowid <= {last}) USING (id)
         """  # noqa: S608  our own names
     ).fetchall()[0]
     return int(count)

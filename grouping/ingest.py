@@ -79,7 +79,7 @@ def ingest(
         memory_bytes: what DuckDB may use.
     """
     if memory_bytes is not None:
-        transaction_bytes = min(transaction_bytes, memory_bytes // 5)
+        transaction_bytes = min(transaction_bytes, memory_bytes // 4)
     found = segments.segments(folder)
     read = _bytes_ingested(connection)
     pending = segments.unread(found, read)

@@ -3,15 +3,11 @@
 --      dense over the calls of one execution; choices of one request share both
 CREATE OR REPLACE TEMP TABLE ordinals AS
 WITH requests AS (
-    SELECT rollout_id, module, key, kind, execution, span_id,
-           any_value(recorded_invocation) AS recorded_invocation,
-           any_value(recorded_turn) AS recorded_turn,
-           any_value(started_at) AS started_at,
-           any_value(invocation) AS invocation,
-           any_value(turn) AS turn
+    -- Every request has a first choice.
+    SELECT rollout_id, module, key, kind, execution, span_id, recorded_invocation, recorded_turn, started_at,
+           invocation, turn
     FROM call_rows
-    WHERE NOT shadowed AND rollout_id IN (FROM touched) AND started_at >= getvariable('since')
-    GROUP BY ALL
+    WHERE NOT shadowed AND choice = 0 AND rollout_id IN (FROM touched) AND started_at >= getvariable('since')
 ),
 executions AS (
     SELECT rollout_id, module, key, kind, execution,
