@@ -111,10 +111,12 @@ class Transaction:
     @contextmanager
     def _begun(self) -> Iterator[None]:
         """Within the transaction, which is rolled back where this fails."""
-        if not self._last:
+        is_first = not self._last
+        if is_first:
             self._connection.execute("BEGIN")
-            self._last = _last_rows(self._connection)
         try:
+            if is_first:
+                self._last = _last_rows(self._connection)
             yield
         except BaseException:
             self._connection.execute("ROLLBACK")
