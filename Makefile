@@ -23,9 +23,11 @@ help:  ## list the targets
 demo: $(VENV)/local.installed  ## train the bundled policy and watch its reward rise
 	$(BIN)/tracetune demo
 
-# The models in the tests are tiny: one thread each is quicker than the two cores' hand-overs.
+# The models in the tests are tiny: one thread each is quicker than the two cores' hand-overs. So each
+# core has tests of its own, whole files, as their fixtures are made once a file.
 test: lint  ## lint, then run every test
-	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 $(BIN)/python -m pytest --durations=10
+	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 $(BIN)/python -m pytest \
+		--numprocesses auto --maxprocesses 4 --dist loadfile --durations=10
 
 lint: $(VENV)/dev.installed  ## ruff, mypy and the import contracts
 	$(BIN)/ruff check

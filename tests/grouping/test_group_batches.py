@@ -139,12 +139,14 @@ def test_nothing_is_left_behind_in_the_connection(tmp_path):
         connection.execute(f"ATTACH '{path}' AS copy")
         connection.execute("COPY FROM DATABASE memory TO copy")
         connection.execute("DETACH copy")
+    listed = "SELECT name FROM (SHOW ALL TABLES) ORDER BY name"
     with duckdb.connect(path, read_only=True) as connection:
+        before = connection.execute(listed).fetchall()
         assert len(group_batch(connection, Grouping(credit=lambda rollout, call: rollout.reward))) == 3
         with pytest.raises(InvalidReward):
             group_batch(connection, Grouping(credit=lambda rollout, call: None))
-        tables = connection.execute("SELECT name FROM (SHOW ALL TABLES) ORDER BY name").fetchall()
-        assert tables == [("calls",), ("rollouts",), ("scores",)]
+        assert connection.execute(listed).fetchall() == before
+        assert ("calls",) in before
 
 
 def test_left_out_reads_as_a_sequence():
