@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any
 
@@ -239,3 +240,30 @@ def test_an_interrupt_ends_what_is_under_way(tmp_path: Path):
     assert time.monotonic() - started < 20
     statuses = "SELECT status FROM rollouts"
     assert [row["status"] for row in tt.Store(tmp_path / "a.duckdb").sql(statuses).rows()] == ["interrupted"] * 2
+
+
+def test_a_runner_that_is_closed_interrupts_what_is_under_way(tmp_path: Path):
+    """Rollouts whose runner is closed before they end are interrupted: their cancelling is no error of theirs."""
+    begun = threading.Semaphore(0)
+
+    @tt.program
+    async def wait(word: str) -> str:
+        begun.release()
+        await asyncio.sleep(60)
+        return word
+
+    runner = RolloutRunner(wait, length, max_concurrency=8, timeout=20.0)
+    requests = [RolloutRequest(Example(word, {"word": word}), 0, "train", 1, POLICY) for word in "abcdefgh"]
+
+    def close() -> None:
+        for _ in requests:
+            begun.acquire()
+        runner.close()
+
+    closing = threading.Thread(target=close)
+    closing.start()
+    with recording(tmp_path / "a.duckdb", run="run-1"), pytest.raises(CancelledError):
+        runner.run(requests)
+    closing.join()
+    statuses = "SELECT status FROM rollouts"
+    assert [row["status"] for row in tt.Store(tmp_path / "a.duckdb").sql(statuses).rows()] == ["interrupted"] * 8

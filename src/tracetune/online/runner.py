@@ -12,7 +12,7 @@ import asyncio
 import contextvars
 import inspect
 import threading
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -90,6 +90,7 @@ class RolloutRunner:
         self._timeout = timeout
         function = inspect.unwrap(program)
         self._is_async = inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
+        self._rollouts: set[asyncio.Task[Rollout]] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="tracetune-rollouts", daemon=True)
         self._thread.start()
@@ -114,10 +115,15 @@ class RolloutRunner:
 
     def close(self) -> None:
         """End what is still under way and stop the loop; threads of rollouts that hang end with the process."""
-        asyncio.run_coroutine_threadsafe(_end_all_others(), self._loop).result()
+        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+    async def _end(self) -> None:
+        """End the rollouts, and only then what is under them: that would be an error of theirs."""
+        await _cancel(self._rollouts)
+        await _cancel(asyncio.all_tasks() - {asyncio.current_task()})
 
     async def _all(
         self,
@@ -136,6 +142,9 @@ class RolloutRunner:
             return result
 
         tasks = [self._loop.create_task(one(request), context=context.copy()) for request in requests]
+        for task in tasks:
+            self._rollouts.add(task)
+            task.add_done_callback(self._rollouts.discard)
         try:
             return list(await asyncio.gather(*tasks))
         finally:
@@ -241,10 +250,10 @@ class RolloutRunner:
             self._loop.call_soon_threadsafe(settle, method, value)
 
 
-async def _end_all_others() -> None:
-    """Cancel every other task of this loop, and give each a moment to say how it ended."""
-    others = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in others:
+async def _cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Cancel those tasks, and give each a moment to say how it ended."""
+    cancelled = set(tasks)
+    for task in cancelled:
         task.cancel()
-    if others:
-        await asyncio.wait(others, timeout=1.0)
+    if cancelled:
+        await asyncio.wait(cancelled, timeout=1.0)
