@@ -191,8 +191,8 @@ TABLE = (
         "the prompt, as JSON or as one text", messages.prompt_text, MESSAGES,
     ),
     Row(
-        "messages", "call", (Events(("gen_ai.system.message", "gen_ai.user.message", "gen_ai.assistant.message",
-                                     "gen_ai.tool.message")),),
+        "messages", "call", (Events(("gen_ai.system.message", "gen_ai.developer.message", "gen_ai.user.message",
+                                     "gen_ai.assistant.message", "gen_ai.tool.message")),),
         "the prompt, one event a message", messages.event_messages, MESSAGES,
     ),
     Row(
@@ -257,3 +257,15 @@ TABLE = (
     Row("lm_parent", "call", (names.LM_PARENT,), "the LM span around it", values.any_text, names.LM_PARENT),
     Row("kind", "call", (names.CALL_KIND,), "call or score", values.any_text, names.CALL_KIND),
 )  # fmt: skip
+
+# The events that hold messages, whether of a span or as log records beside it.
+MESSAGE_EVENTS = tuple(
+    sorted(
+        event
+        for row in TABLE
+        if row.into in (MESSAGES, SYSTEM, CHOICES)
+        for source in row.sources
+        if isinstance(source, Event | Events)
+        for event in (source.events if isinstance(source, Events) else (source.event,))
+    )
+)

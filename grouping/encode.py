@@ -50,9 +50,9 @@ _COLUMNS = {
 # Fields of a span that are kept among its attributes.
 _KEPT_FIELDS = ("droppedAttributesCount", "droppedEventsCount", "droppedLinksCount", "flags", "links", "traceState")
 _KEPT_RECORD_FIELDS = frozenset(
-    f"otlp.{field}"
-    for field in ("severityNumber", "severityText", "droppedAttributesCount", "flags", "traceId", "spanId")
+    f"otlp.{field}" for field in ("severityNumber", "severityText", "droppedAttributesCount", "flags")
 )
+_IDS = {"traceId": "trace_id", "spanId": "span_id"}
 _INTERNAL, _CLIENT = 1, 3
 _ERROR = 2
 
@@ -106,6 +106,7 @@ def record_document(table: str, row: Row) -> dict[str, Any]:
     record: dict[str, Any] = {"timeUnixNano": str(row["recorded_at"])}
     if table == OTHER_RECORDS.table:
         name, body = row["event_name"], row["body"]
+        record.update((field, row[column]) for field, column in _IDS.items() if row[column])
         record.update((key.removeprefix("otlp."), rest[key]) for key in rest if key in _KEPT_RECORD_FIELDS)
         attributes = {key: value for key, value in rest.items() if key not in _KEPT_RECORD_FIELDS}
     else:

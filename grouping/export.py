@@ -134,6 +134,8 @@ class Export:
         columns = table.schema.names
         if self.where is None:
             return "true"
+        if table is OTHER_RECORDS:
+            return f"(trace_id, span_id) IN (SELECT trace_id, span_id FROM spans WHERE {self._of_rollouts})"  # noqa: S608  as above
         if table.table == "completions":
             return f"completion_key IN (SELECT completion_key FROM call_rows WHERE {self._of_rollouts})"  # noqa: S608  as above
         if "call_id" in columns:

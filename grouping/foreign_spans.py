@@ -52,20 +52,36 @@ def read_foreign(
         {'openinference.span.kind': 'LLM', 'session.id': 's'}
     """
     raw = RawSpan(attributes, events)
-    said: dict[str, Any] = {}
     kind = _kind_of(raw, name, is_root=is_root)
+    said = _read(raw, kind)
     if kind is not None:
         said[names.KIND] = kind
+    if NODE in said:
+        said.setdefault(names.MODULE, said.pop(NODE))
+    return _content(said) if kind == "lm" else Reading(said)
+
+
+def read_events(events: list[tuple[str, dict[str, Any]]]) -> Reading:
+    """What events say of an LM call that were recorded beside its span, in the order of time.
+
+    Example:
+        >>> read_events([("gen_ai.user.message", {"content": "who?"})]).messages
+        '[{"role":"user","content":"who?"}]'
+    """
+    return _content(_read(RawSpan({}, events), "lm"))
+
+
+def _read(raw: RawSpan, kind: str | None) -> dict[str, Any]:
+    """What stands in the places that are read on one kind of span, by our names."""
+    said: dict[str, Any] = {}
     cut: set[str] = set()
     for row, source in _PLACES[kind].present(raw):
         found = raw.find(source)
         if found is not None:
             _take(row, source, found, raw, said, cut)
-    if NODE in said:
-        said.setdefault(names.MODULE, said.pop(NODE))
     if cut:
         said[names.TRUNCATED] = sorted({*said.get(names.TRUNCATED, ()), *cut})
-    return _content(said) if kind == "lm" else Reading(said)
+    return said
 
 
 def _kind_of(raw: RawSpan, name: str, *, is_root: bool) -> str | None:

@@ -21,6 +21,8 @@ _PART_FIELDS = {
     "tool_call": {"type", "id", "name", "arguments"},
     "tool_call_response": {"type", "id", "response", "result"},
 }
+# No service gives more to a request.
+_MOST_CHOICES = 128
 _UNREADABLE = (AttributeError, KeyError, TypeError, ValueError)
 
 
@@ -124,6 +126,8 @@ def event_messages(events: list[tuple[str, dict[str, Any]]]) -> Any:
                 message["tool_call_id"] = body["id"]
             if body.get("tool_calls"):
                 message["tool_calls"] = json_list(body["tool_calls"])
+            elif message["content"] is None:
+                raise ValueError("a message whose content was not recorded")
             chat.append(writable(message))
         except _UNREADABLE:
             is_cut = True
@@ -133,8 +137,8 @@ def event_messages(events: list[tuple[str, dict[str, Any]]]) -> Any:
 
 
 def event_choices(events: list[tuple[str, dict[str, Any]]]) -> Any:
-    """Text and finish reason of each `gen_ai.choice` event, by their index."""
-    found: list[tuple[int, str | None, str | None]] = []
+    """Text and finish reason of each `gen_ai.choice` event, by their index; one that is missing says nothing."""
+    found: dict[int, tuple[str | None, str | None]] = {}
     for place, (_, attributes) in enumerate(events):
         body = _body(attributes)
         message = body.get("message")
@@ -144,8 +148,10 @@ def event_choices(events: list[tuple[str, dict[str, Any]]]) -> Any:
             message = body
         content = message.get("content") if isinstance(message, dict) else message
         index = body.get("index")
-        found.append((index if isinstance(index, int) else place, _text(content), _reason(body.get("finish_reason"))))
-    return Partly([(text, reason) for _, text, reason in sorted(found, key=lambda choice: choice[0])])
+        if not isinstance(index, int) or not 0 <= index < _MOST_CHOICES:
+            index = place
+        found.setdefault(index, (_text(content), _reason(body.get("finish_reason"))))
+    return Partly([found.get(index, (None, None)) for index in range(max(found) + 1)])
 
 
 def response_reasons(recorded: Any) -> Any:

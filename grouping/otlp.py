@@ -37,8 +37,11 @@ _SPAN_FIELDS = {
     "events",
     "status",
 }
-# Other fields of somebody else's record, its span among them, are kept as `otlp.<field>`.
-_RECORD_FIELDS = {"timeUnixNano", "observedTimeUnixNano", "eventName", "body", "attributes"}
+# Other fields of somebody else's record are kept as `otlp.<field>`.
+_RECORD_FIELDS = {"timeUnixNano", "observedTimeUnixNano", "eventName", "traceId", "spanId", "body", "attributes"}
+
+# Where a record's name stood before the protocol had a field for it.
+_EVENT_NAME = "event.name"
 
 
 @dataclass(slots=True)
@@ -157,7 +160,7 @@ def _decode_span(
     example_id = take(names.EXAMPLE_ID, None)
     recorded_input, recorded_output = take(names.INPUT, None), take(names.OUTPUT, None)
     if example_id is None and (parent is None or (kind == "program" and reading is not None)):
-        example_id = _example_id(reading.messages if kind == "lm" and reading is not None else recorded_input)
+        example_id = example_id_of(reading.messages if kind == "lm" and reading is not None else recorded_input)
     policy_version, module, key = take(names.POLICY_VERSION, None), take(names.MODULE, None), take(names.KEY, None)
     execution = take(names.EXECUTION, None)
     invocation, turn = take(names.INVOCATION, None), take(names.TURN, None)
@@ -300,9 +303,13 @@ def _decode_record(record: dict[str, Any], line: bytes) -> tuple[str, tuple[Any,
     record_id = attributes.pop(names.RECORD_ID, None) or hashlib.sha256(line).hexdigest()[:32]
     recorded_at = int(record.get("timeUnixNano") or record.get("observedTimeUnixNano") or 0)
     body = _value(record.get("body") or {})
-    if record.get("eventName") not in RECORDS:
+    event_name = record.get("eventName") or None
+    if event_name is None and isinstance(attributes.get(_EVENT_NAME), str):
+        event_name = attributes.pop(_EVENT_NAME)
+    if event_name not in RECORDS:
         attributes.update((f"otlp.{name}", record[name]) for name in sorted(record.keys() - _RECORD_FIELDS))
-    return record_row(record.get("eventName"), record_id, recorded_at, attributes, body)
+    span = (record.get("traceId") or None, record.get("spanId") or None)
+    return record_row(event_name, record_id, recorded_at, attributes, body, span)
 
 
 def _content(attributes: dict[str, Any]) -> tuple[str | None, list[tuple[str | None, str | None]]]:
@@ -349,7 +356,7 @@ def _sampling(attributes: dict[str, Any]) -> str | None:
     return orjson.dumps(sampling).decode() if sampling else None
 
 
-def _example_id(recorded: Any) -> str | None:
+def example_id_of(recorded: Any) -> str | None:
     """The hash of a root span's input, canonical as in `Example.of`; None where it recorded none."""
     if not isinstance(recorded, str):
         return None

@@ -19,9 +19,22 @@ _SCOPE_PREFIX = "tracetune."
 
 
 def record_row(
-    event_name: str | None, record_id: str, recorded_at: int, attributes: dict[str, Any], body: Any
+    event_name: str | None,
+    record_id: str,
+    recorded_at: int,
+    attributes: dict[str, Any],
+    body: Any,
+    span: tuple[str | None, str | None] = (None, None),
 ) -> tuple[str, tuple[Any, ...]]:
     """The table that a record belongs to, and its row there.
+
+    Args:
+        event_name: what the record is.
+        record_id: its own id.
+        recorded_at: when, in nanoseconds.
+        attributes: beside its body.
+        body: what it says.
+        span: the trace and the span that it was recorded in.
 
     Raises:
         ValueError: if a field it needs is missing or of another type.
@@ -30,7 +43,7 @@ def record_row(
     if known is None:
         text = body if isinstance(body, str) else orjson.dumps(body).decode()
         kept = orjson.dumps(attributes).decode() if attributes else None
-        return OTHER_RECORDS.table, (record_id, recorded_at, event_name, text, kept)
+        return OTHER_RECORDS.table, (record_id, recorded_at, event_name, *span, text, kept)
     fields = orjson.loads(body) if isinstance(body, str) else body
     if not isinstance(fields, dict):
         raise ValueError(  # noqa: TRY004  a line to set aside, not a mistake in a call

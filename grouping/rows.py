@@ -231,4 +231,6 @@ RECORDS = {
     ),
 }
 # Records of another name, whole: their attributes are in `rest`.
-OTHER_RECORDS = RecordTable("other_records", (Column("event_name"), Column("body")))
+OTHER_RECORDS = RecordTable(
+    "other_records", (Column("event_name"), Column("trace_id"), Column("span_id"), Column("body"))
+)

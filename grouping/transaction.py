@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from tracetune.grouping import schema, segments
 from tracetune.grouping.duplicates import remove_repeated, remove_repeated_calls
+from tracetune.grouping.logged_messages import join_logged_messages
 from tracetune.grouping.otlp import Decoded, decode
 from tracetune.grouping.parts import parts_of
 from tracetune.grouping.plain import PlainRows, insert_plain, read_plain
@@ -212,10 +213,12 @@ def _derive(connection: duckdb.DuckDBPyConnection, last: dict[str, int], live_pi
         connection.execute(f"SET VARIABLE last_{table} = {row}")
     connection.register("live_pids", pa.table({"pid": pa.array(sorted(live_pids), type=pa.int64())}))
     connection.execute(schema.script("derive_evaluations.sql"))
+    join_logged_messages(connection)
     connection.execute(schema.script("derive_touched.sql"))
     for name in _DERIVED:
         connection.execute(schema.script(name))
     connection.execute("DROP TABLE touched")
+    connection.execute("DROP TABLE logged_messages")
     connection.unregister("live_pids")
 
 

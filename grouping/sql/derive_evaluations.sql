@@ -8,8 +8,7 @@ WITH settled AS (
 ),
 records AS (
     SELECT record_id, recorded_at, rest::JSON AS said, rowid > getvariable('last_other_records') AS is_new,
-           rest->>'$."otlp.traceId"' AS trace_id, rest->>'$."otlp.spanId"' AS span_id,
-           rest->>'$."gen_ai.response.id"' AS response_id
+           trace_id, span_id, rest->>'$."gen_ai.response.id"' AS response_id
     FROM other_records
     ANTI JOIN settled USING (record_id)
     WHERE event_name = 'gen_ai.evaluation.result'
@@ -63,7 +62,7 @@ SELECT DISTINCT ON (record_id) record_id, recorded_at, rollout_id, call_id,
        said->>'$."gen_ai.evaluation.explanation"' AS feedback,
        nullif(json_merge_patch(said, '{
            "gen_ai.evaluation.name": null, "gen_ai.evaluation.score.value": null,
-           "gen_ai.evaluation.explanation": null, "otlp.traceId": null, "otlp.spanId": null
+           "gen_ai.evaluation.explanation": null
        }')::VARCHAR, '{}') AS rest
 FROM evaluations
 WHERE isfinite(try_cast(said->>'$."gen_ai.evaluation.score.value"' AS DOUBLE))

@@ -37,7 +37,7 @@ roots AS (
     WHERE started_at >= getvariable('since')
 ),
 call_counts AS (
-    SELECT rollout_id, count(*) FILTER (kind = 'call') AS n_calls
+    SELECT rollout_id, count(*) FILTER (kind = 'call') AS n_calls, min(prompt_id) AS prompt_id
     FROM call_rows
     WHERE NOT shadowed AND rollout_id IN (FROM touched) AND started_at >= getvariable('since')
     GROUP BY ALL
@@ -66,7 +66,7 @@ joined AS (
            coalesce(starts.step, roots.step, stamps.step) AS step,
            starts.rollout_index,
            coalesce(roots.module, roots.name, starts.program) AS program,
-           coalesce(starts.example_id, roots.example_id, stamps.example_id, touched.rollout_id) AS example_id,
+           coalesce(starts.example_id, roots.example_id, stamps.example_id, prompt_id, touched.rollout_id) AS example_id,
            coalesce(roots.started_at, starts.recorded_at, stamps.started_at) AS started_at,
            least(roots.ended_at, ends.recorded_at) AS ended_at,
            CASE

@@ -1,4 +1,4 @@
--- In: the rows after row `last_<table>` of each table, which are new
+-- In: the rows after row `last_<table>` of each table, which are new; logged_messages(rollout_id, …)
 -- Out: touched(rollout_id), the rollouts whose derived columns the new rows may change; the variable
 --      `since`: no span or call of theirs began earlier, so what is older need not be looked through
 CREATE OR REPLACE TEMP TABLE touched AS
@@ -21,6 +21,8 @@ UNION
 SELECT rollout_id FROM call_rows SEMI JOIN new_completions ON new_completions.call_id = call_rows.span_id
 UNION
 SELECT rollout_id FROM call_rows SEMI JOIN new_completions USING (response_id)
+UNION
+SELECT rollout_id FROM logged_messages
 UNION
 SELECT rollout_id FROM rollout_rows
 SEMI JOIN (FROM supersedes WHERE rowid > getvariable('last_supersedes')) USING (run)

@@ -78,6 +78,8 @@ COMMENT ON COLUMN call_rows.cached IS 'True where an earlier call had already be
 COMMENT ON COLUMN call_rows.unordered IS 'True where executions of its module overlapped.';
 COMMENT ON COLUMN call_rows.truncated IS 'True where its prompt or completion was shortened when it was recorded.';
 COMMENT ON COLUMN call_rows.late IS 'True where it ended after its rollout was closed.';
+COMMENT ON COLUMN call_rows.from_records IS 'Whether the prompt and the answer came in log records, and not in the span.';
+COMMENT ON COLUMN call_rows.prompt_id IS 'A hash of such a prompt, where the call is the root of its trace: the example that it stands for.';
 COMMENT ON COLUMN call_rows.reward IS 'The latest score named reward of the call itself, else of its rollout.';
 
 COMMENT ON TABLE rollout_rows IS 'A rollout: what rollouts shows.';
@@ -208,10 +210,12 @@ COMMENT ON COLUMN supersedes.run IS 'The run that was resumed.';
 COMMENT ON COLUMN supersedes.from_step IS 'The first step that is done again.';
 COMMENT ON COLUMN supersedes.rest IS 'Fields without a column of their own, as a JSON object.';
 
-COMMENT ON TABLE other_records IS 'A log record that this version does not know.';
+COMMENT ON TABLE other_records IS 'A log record of somebody else''s, or of a name that this version does not know.';
 COMMENT ON COLUMN other_records.record_id IS 'The record''s id: a record that comes again is the same one.';
 COMMENT ON COLUMN other_records.recorded_at IS 'When it was recorded, in UTC.';
 COMMENT ON COLUMN other_records.event_name IS 'The name of the log record.';
+COMMENT ON COLUMN other_records.trace_id IS 'The trace that it was recorded in.';
+COMMENT ON COLUMN other_records.span_id IS 'The span that it was recorded in.';
 COMMENT ON COLUMN other_records.body IS 'What it says, as JSON.';
 COMMENT ON COLUMN other_records.rest IS 'Its attributes, as a JSON object.';
 

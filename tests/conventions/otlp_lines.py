@@ -60,14 +60,22 @@ def foreign_span(
 
 
 def foreign_record(
-    event_name: str, attributes: dict[str, Any], *, span_id: int | None = None, trace_id: int = 7
+    event_name: str,
+    attributes: dict[str, Any],
+    *,
+    body: Any = None,
+    span_id: int | None = None,
+    trace_id: int = 7,
+    at: int = 0,
 ) -> bytes:
     """One log record of somebody else's, as one line."""
     record: dict[str, Any] = {
-        "timeUnixNano": str(START),
+        "timeUnixNano": str(START + at),
         "eventName": event_name,
         "attributes": otlp_attributes(attributes),
     }
+    if body is not None:
+        record["body"] = otlp_value(body)
     if span_id is not None:
         record |= {"traceId": f"{trace_id:032x}", "spanId": f"{span_id:016x}"}
     return orjson.dumps({"resourceLogs": [{"scopeLogs": [{"logRecords": [record]}]}]}) + b"\n"

@@ -70,6 +70,7 @@ PER_SOURCE = {
     "event gen_ai.content.completion > gen_ai.completion": ("ann", "ann"),
     "gen_ai.user.message": ({"content": "who?"}, CHAT),
     "gen_ai.system.message": ({"content": "who?"}, [{"role": "system", "content": "who?"}]),
+    "gen_ai.developer.message": ({"content": "who?"}, [{"role": "developer", "content": "who?"}]),
     "gen_ai.assistant.message": ({"content": "who?"}, [{"role": "assistant", "content": "who?"}]),
     "gen_ai.tool.message": (
         {"content": "who?", "id": "t"},
