@@ -14,39 +14,15 @@ from typing import Any
 import orjson
 
 from tracetune.grouping.otlp import LM_OPERATIONS, SAMPLING
-from tracetune.grouping.rows import OTHER_RECORDS, RECORDS
+from tracetune.grouping.rows import OTHER_RECORDS, RECORDS, SPAN_ATTRIBUTES
 from tracetune.tracer import names
 from tracetune.tracer.encoding import SCOPE_NAME
 from tracetune.tracer.messages import to_genai
 
 Row = Mapping[str, Any]
 
-_COLUMNS = {
-    "error_type": names.ERROR_TYPE,
-    "run": names.RUN,
-    "split": names.SPLIT,
-    "step": names.STEP,
-    "example_id": names.EXAMPLE_ID,
-    "policy_version": names.POLICY_VERSION,
-    "module": names.MODULE,
-    "key": names.KEY,
-    "execution": names.EXECUTION,
-    "recorded_invocation": names.INVOCATION,
-    "recorded_turn": names.TURN,
-    "unordered": names.UNORDERED,
-    "late": names.LATE,
-    "truncated": names.TRUNCATED,
-    "input": names.INPUT,
-    "output": names.OUTPUT,
-    "operation": names.OPERATION,
-    "provider": names.PROVIDER,
-    "request_model": names.REQUEST_MODEL,
-    "response_model": names.RESPONSE_MODEL,
-    "response_id": names.RESPONSE_ID,
-    "input_tokens": names.INPUT_TOKENS,
-    "output_tokens": names.OUTPUT_TOKENS,
-    "choice_count": names.CHOICE_COUNT,
-}
+# The other three have a place of their own in a span, where they are not what goes without saying.
+_COLUMNS = {column: name for column, name in SPAN_ATTRIBUTES.items() if column not in ("kind", "rollout_id", "status")}
 # Fields of a span that are kept among its attributes.
 _KEPT_FIELDS = ("droppedAttributesCount", "droppedEventsCount", "droppedLinksCount", "flags", "links", "traceState")
 _KEPT_RECORD_FIELDS = frozenset(

@@ -30,6 +30,7 @@ CHUNK_BYTES = 64 * 1024 * 1024
 # Each transaction looks once through what the store holds already, and ends its tables' last row groups where
 # they are: it should bring in a good deal. It is held in memory, and what of the next one has been read.
 TRANSACTION_BYTES = 768 * 1024 * 1024
+# Many small segments are a transaction too: each costs a little in Python, whatever its size.
 _TRANSACTION_CHUNKS = 1000
 
 

@@ -10,60 +10,27 @@ from typing import Any
 import orjson
 
 from tracetune.grouping import schema
+from tracetune.grouping.rows import FLAG, SPAN_ATTRIBUTES, SPANS, TEXT, TEXTS, WHOLE
 from tracetune.tracer import names
 
+
+def _of_type(type_: Any) -> dict[str, str]:
+    return {column: name for column, name in SPAN_ATTRIBUTES.items() if SPANS.field(column).type == type_}
+
+
 _TEXTS = {
-    "kind": names.KIND,
-    "run": names.RUN,
-    "split": names.SPLIT,
-    "rollout_id": names.ROLLOUT_ID,
-    "example_id": names.EXAMPLE_ID,
-    "policy_version": names.POLICY_VERSION,
-    "module": names.MODULE,
-    "key": names.KEY,
-    "execution": names.EXECUTION,
+    **_of_type(TEXT),
     "lm_parent": names.LM_PARENT,
     "call_kind": names.CALL_KIND,
-    "status": names.STATUS,
-    "error_type": names.ERROR_TYPE,
-    "input": names.INPUT,
-    "output": names.OUTPUT,
-    "operation": names.OPERATION,
-    "provider": names.PROVIDER,
-    "request_model": names.REQUEST_MODEL,
-    "response_model": names.RESPONSE_MODEL,
-    "response_id": names.RESPONSE_ID,
     "input_messages": names.INPUT_MESSAGES,
     "output_messages": names.OUTPUT_MESSAGES,
 }
-_WHOLES = {
-    "step": names.STEP,
-    "recorded_invocation": names.INVOCATION,
-    "recorded_turn": names.TURN,
-    "input_tokens": names.INPUT_TOKENS,
-    "output_tokens": names.OUTPUT_TOKENS,
-    "choice_count": names.CHOICE_COUNT,
-    "top_k": names.TOP_K,
-    "max_tokens": names.MAX_TOKENS,
-    "seed": names.SEED,
-}
+_WHOLES = {**_of_type(WHOLE), "top_k": names.TOP_K, "max_tokens": names.MAX_TOKENS, "seed": names.SEED}
 _REALS = {"temperature": names.TEMPERATURE, "top_p": names.TOP_P}
-_FLAGS = {"unordered": names.UNORDERED, "late": names.LATE}
-_LISTS = {"truncated": names.TRUNCATED, "finish_reasons": names.FINISH_REASONS, "stop": names.STOP}
+_FLAGS = _of_type(FLAG)
+_LISTS = {**_of_type(TEXTS), "finish_reasons": names.FINISH_REASONS, "stop": names.STOP}
 # Only an LM span has a column for these.
-_OF_CALLS = {
-    "lm_parent",
-    "call_kind",
-    "input_messages",
-    "output_messages",
-    "top_k",
-    "max_tokens",
-    "seed",
-    "temperature",
-    "top_p",
-    "finish_reasons",
-    "stop",
-}
+_OF_CALLS = {*_TEXTS, *_WHOLES, *_REALS, *_FLAGS, *_LISTS} - SPAN_ATTRIBUTES.keys()
 
 # For each type: its columns; an attribute's value; and the lists, one entry an attribute, that it is taken from.
 _TYPES: Mapping[str, tuple[Mapping[str, str], str, tuple[str, ...]]] = {

@@ -21,6 +21,7 @@ REAL = pa.float64()
 FLAG = pa.bool_()
 TIME = pa.timestamp("ns")
 TOKENS = pa.list_(pa.int32())
+TEXTS = pa.list_(TEXT)
 
 SPANS = pa.schema(
     [
@@ -46,7 +47,7 @@ SPANS = pa.schema(
         ("recorded_turn", WHOLE),
         ("unordered", FLAG),
         ("late", FLAG),
-        ("truncated", pa.list_(TEXT)),
+        ("truncated", TEXTS),
         ("input", TEXT),
         ("output", TEXT),
         ("operation", TEXT),
@@ -63,6 +64,37 @@ SPANS = pa.schema(
         ("scope", TEXT),
     ]
 )
+
+# The attribute that a column of `spans` is read from, on a span of the tracer's.
+SPAN_ATTRIBUTES = {
+    "kind": names.KIND,
+    "status": names.STATUS,
+    "error_type": names.ERROR_TYPE,
+    "run": names.RUN,
+    "split": names.SPLIT,
+    "step": names.STEP,
+    "rollout_id": names.ROLLOUT_ID,
+    "example_id": names.EXAMPLE_ID,
+    "policy_version": names.POLICY_VERSION,
+    "module": names.MODULE,
+    "key": names.KEY,
+    "execution": names.EXECUTION,
+    "recorded_invocation": names.INVOCATION,
+    "recorded_turn": names.TURN,
+    "unordered": names.UNORDERED,
+    "late": names.LATE,
+    "truncated": names.TRUNCATED,
+    "input": names.INPUT,
+    "output": names.OUTPUT,
+    "operation": names.OPERATION,
+    "provider": names.PROVIDER,
+    "request_model": names.REQUEST_MODEL,
+    "response_model": names.RESPONSE_MODEL,
+    "response_id": names.RESPONSE_ID,
+    "input_tokens": names.INPUT_TOKENS,
+    "output_tokens": names.OUTPUT_TOKENS,
+    "choice_count": names.CHOICE_COUNT,
+}
 
 # `call_rows` as a span alone can tell; the columns that need other rows are derived in SQL.
 CALLS = pa.schema(
