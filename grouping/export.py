@@ -1,7 +1,8 @@
-"""A store as OTLP documents: every span, in order of trace, then every record, in order of time.
+"""A store as OTLP documents: every span, then every record, each in order of time.
 
 The store is asked for a page at a time, so that a store of any size needs little memory
-here, and other processes have their turn between two pages.
+here, and other processes have their turn between two pages. A store grows in order of
+time, about, so a page lies close together in the file.
 """
 
 from __future__ import annotations
@@ -19,11 +20,10 @@ from tracetune.grouping.rows import OTHER_RECORDS, RECORDS, TIME, RecordTable
 from tracetune.grouping.store import Store
 from tracetune.tracer.encoding import SCOPE_NAME
 
-# Many, since each page looks through the whole table once.
 PAGE_ROWS = 10_000
 # Of a document, about: servers of OTLP take a few MB at once.
 DOCUMENT_BYTES = 1024 * 1024
-_SPAN_KEYS = ("trace_id", "epoch_ns(started_at)", "span_id")
+_SPAN_KEYS = ("epoch_ns(started_at)", "trace_id", "span_id")
 _RECORD_KEYS = ("epoch_ns(recorded_at)", "record_id")
 
 
@@ -68,7 +68,7 @@ class Export:
     def _span_documents(self) -> Iterator[dict[str, Any]]:
         script = schema.script("export_spans.sql").replace("{condition}", self._of_rollouts)
         script = script.replace("{selected}", self._selected)
-        names = ("trace_id", "started_at", "span_id")
+        names = ("started_at", "trace_id", "span_id")
         for first, after in self._pages("spans", _SPAN_KEYS, self._of_rollouts):
             params = {**dict(zip(names, first, strict=True)), **_after(names, after)}
             spans = [span_document(row) for row in self.store.sql(script, params).rows()]
@@ -87,11 +87,11 @@ class Export:
                 WITH {self._selected}
                 SELECT {times}, {columns}
                 FROM {table.table}
-                WHERE (epoch_ns(recorded_at) > $recorded_at
-                       OR epoch_ns(recorded_at) = $recorded_at AND record_id >= $record_id)
+                WHERE recorded_at BETWEEN make_timestamp_ns($recorded_at)
+                                      AND coalesce(make_timestamp_ns($recorded_at_after), 'infinity')
+                  AND (epoch_ns(recorded_at) > $recorded_at OR record_id >= $record_id)
                   AND ($record_id_after IS NULL
-                       OR epoch_ns(recorded_at) < $recorded_at_after
-                       OR epoch_ns(recorded_at) = $recorded_at_after AND record_id < $record_id_after)
+                       OR epoch_ns(recorded_at) < $recorded_at_after OR record_id < $record_id_after)
                   AND {condition}
                 ORDER BY recorded_at, record_id
             """  # noqa: S608  our own names, and a condition that may be any SQL that reads
