@@ -79,16 +79,26 @@ from tracetune import tracer
 def echo(text):
     return text
 
-interrupts = 0
+interrupts, is_inside = 0, False
+
+def interrupt(*_):
+    # Ctrl-C, where the loop catches it
+    global interrupts, is_inside
+    interrupts += 1
+    if is_inside:
+        is_inside = False
+        raise KeyboardInterrupt
+
+signal.signal(signal.SIGINT, interrupt)
 with tracer.recording(sys.argv[1]) as recorded:
+    print("ready", flush=True)
     while interrupts < 50:
         try:
-            if interrupts == 0:
-                print("ready", flush=True)
+            is_inside = True
             while True:
                 echo("x" * 500)
         except KeyboardInterrupt:
-            interrupts += 1
+            pass
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     counts = recorded.flush()
     print(counts.spans, sum(file.read_bytes().count(b"\\n") for file in recorded.spool.folder.iterdir()))
