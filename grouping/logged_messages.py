@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import duckdb
 
 # Of calls whose records are read together.
-_PAGE_ROWS = 10_000
+_PAGE_ROWS = 1_000
 _TOLD = pa.schema(
     [
         ("rollout_id", TEXT),
