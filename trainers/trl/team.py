@@ -8,10 +8,13 @@ long as rollouts take.
 
 from __future__ import annotations
 
+import atexit
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from typing import Any, TypeVar
 
 import torch.distributed
@@ -24,6 +27,9 @@ T = TypeVar("T")
 # Rollouts take as long as the program does. A process that ends closes its connections,
 # and the others hear of that at once.
 _PATIENCE = timedelta(days=365)
+# Gloo's threads give the last message's tensors back to Python a moment after the message has come. One that
+# meets an interpreter that is ending aborts the process, before Python 3.14.
+_PARTING_SECONDS = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +63,8 @@ class Team:
         self._leads = False
         self._is_heard = True
         self._channel = torch.distributed.new_group(backend="gloo", timeout=_PATIENCE) if self.size > 1 else None
+        if self._channel is not None:
+            _part_slowly()
 
     def together(self, work: Callable[[], T], learn: Callable[[Any], object]) -> T:
         """What the leader's work gives, in every process.
@@ -120,3 +128,9 @@ class Team:
         if isinstance(message, _Failure):
             raise TrainerError(f"the first process of this training stopped ({message.reason}); see what it printed")
         return message
+
+
+@cache
+def _part_slowly() -> None:
+    """Have the interpreter wait for gloo's threads before it ends; once a process."""
+    atexit.register(time.sleep, _PARTING_SECONDS)
