@@ -9,11 +9,12 @@ not plain, `otlp.decode` reads.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import duckdb
+import pyarrow.compute as pc
 
 from tracetune.grouping import schema
 from tracetune.grouping.connections import ROW_GROUP_ROWS
@@ -23,6 +24,8 @@ from tracetune.grouping.plain_spans import attributes_of, calls_sql, spans_sql
 from tracetune.grouping.rows import RECORDS, SPANS
 from tracetune.tracer import names
 
+# The same text in all rows of a stretch is not copied into each as they are read.
+_SELECTED = {"resource": "getvariable('resources')[stretch + 1]::VARCHAR AS resource"}
 _COLUMNS = {"spans": SPANS.names, **{record.table: record.schema.names for record in RECORDS.values()}}
 
 
@@ -48,7 +51,6 @@ def read_plain(reader: duckdb.DuckDBPyConnection, lines: PlainLines) -> Iterator
         reader: not in a transaction, which a line that is no JSON would abort; it needs no table.
         lines: those of one transaction of the store.
     """
-    reader.execute("SET VARIABLE resources = ?", [lines.resources])
     # A span of ours has a kind: where no line of a sample says one, none is plain.
     if names.KIND in (attributes := attributes_of(lines.calls)):
         yield PlainRows("spans", _read(reader, lines.calls, calls_sql(attributes)), is_lm=True)
@@ -59,12 +61,21 @@ def read_plain(reader: duckdb.DuckDBPyConnection, lines: PlainLines) -> Iterator
             yield PlainRows(RECORDS[event_name].table, _read(reader, records, records_sql(event_name)))
 
 
-def insert_plain(connection: duckdb.DuckDBPyConnection, read: PlainRows) -> None:
-    """Insert the rows that are plain."""
-    connection.register("plain_rows", read.rows)
-    columns = ", ".join(_COLUMNS[read.table])
-    rows = f"SELECT {columns} FROM plain_rows WHERE is_plain"  # noqa: S608  our own names
-    connection.execute(f"INSERT INTO {read.table} BY NAME {rows}")
+def insert_plain(connection: duckdb.DuckDBPyConnection, read: PlainRows, resources: Sequence[str | None]) -> None:
+    """Insert the rows that are plain.
+
+    Args:
+        connection: in the transaction.
+        read: the rows.
+        resources: of the spans of each stretch, as `PlainLines` has them.
+    """
+    is_plain = read.rows["is_plain"]
+    # Nearly always all are; to leave some out Arrow copies the rest.
+    rows = read.rows if pc.all(is_plain).as_py() else read.rows.filter(is_plain)
+    connection.register("plain_rows", rows)
+    connection.execute("SET VARIABLE resources = ?", [resources])
+    columns = ", ".join(_SELECTED.get(column, column) for column in _COLUMNS[read.table])
+    connection.execute(f"INSERT INTO {read.table} BY NAME SELECT {columns} FROM plain_rows")  # noqa: S608  our own names
     if read.is_lm:
         connection.execute(schema.script("insert_plain_calls.sql"))
     connection.unregister("plain_rows")

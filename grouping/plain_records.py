@@ -41,8 +41,8 @@ def records_sql(event_name: str) -> str:
         shape="{" + ", ".join(shapes) + "}",
         paths=[f"/{field}" for field in fields],
         columns=",\n       ".join(f"{values[field]} AS {column.name}" for field, column in fields.items()),
-        scope=[names.RECORD_ID, *_SCOPE],
-        taken=(names.RECORD_ID, *(f"{_SCOPE_PREFIX}{field}" for field in fields)),
+        rest=", ".join(_entry(name) for name in _SCOPE if name.removeprefix(_SCOPE_PREFIX) not in fields) or "NULL",
+        n_known=" + ".join(f"list_contains(names, '{name}')::INTEGER" for name in (names.RECORD_ID, *_SCOPE)),
         n_taken=" + ".join(f"(types[{place}] IS NOT NULL)::INTEGER" for place in places.values()),
         is_plain="\n           AND ".join(
             _is_plain(field, column, places[field], values[field]) for field, column in fields.items()
@@ -67,6 +67,12 @@ def _is_plain(field: str, column: Column, place: int, value: str) -> str:
     if column.required:
         conditions.append(f"({value}) IS NOT NULL")
     return " AND ".join(conditions) or "true"
+
+
+def _entry(name: str) -> str:
+    place = f"list_position(names, '{name}')"
+    value = f"coalesce(to_json(texts[{place}])::VARCHAR, wholes[{place}]::VARCHAR)"
+    return f"""'"{name.removeprefix(_SCOPE_PREFIX)}":' || {value}"""
 
 
 def _is_scope(field: str) -> bool:

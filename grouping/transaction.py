@@ -87,7 +87,7 @@ class Transaction:
     def insert(self, read: PlainRows) -> None:
         """Insert what DuckDB read of the chunks."""
         with self._begun():
-            insert_plain(self._connection, read)
+            insert_plain(self._connection, read, self._lines.resources)
             self._inserted.setdefault(read.table, []).extend(self._lines.take(read.rows))
 
     def commit(self, live_pids: set[int]) -> Counter[str]:

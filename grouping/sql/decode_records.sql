@@ -22,17 +22,13 @@ read AS (
 )
 SELECT number, texts[list_position(names, '$record_id')] AS record_id, recorded_at,
        $columns,
-       nullif('{' || array_to_string(list_filter(list_transform(
-           names,
-           lambda name, place: CASE WHEN name NOT IN $taken THEN
-               to_json(replace(name, 'tracetune.', '')) || ':' || coalesce(to_json(texts[place])::VARCHAR, wholes[place]::VARCHAR)
-           END
-       ), lambda entry: entry IS NOT NULL), ',') || '}', '{}') AS rest,
+       nullif('{' || concat_ws(',', $rest) || '}', '{}') AS rest,
        coalesce(
            event_name = '$event'
            AND recorded_at IS NOT NULL
            AND texts[list_position(names, '$record_id')] <> ''
-           AND list_has_all($scope, names)
+           -- Each attribute is one of the scope's, and is there once.
+           AND len(names) = $n_known
            AND n_fields = $n_taken
            AND $is_plain,
            false

@@ -1,9 +1,10 @@
 -- The quick way for the tracer's own lines: one span a line, attributes that all have a column,
 -- messages that are plain text. Every other line is left to the decoder in Python, which
 -- means the same by them; a test holds the two against each other.
--- In: lines(number, stretch, line), where a line is the span alone of the scope `tracetune`; the
---     variable `resources`, one a stretch; whether they should be LM calls or the others
--- Out: number, the columns of `spans`, what else a call needs, is_plain
+-- In: lines(number, stretch, line), where a line is the span alone of the scope `tracetune`;
+--     whether they should be LM calls or the others
+-- Out: number, the columns of `spans` with the stretch in place of the resource, what else a call
+--      needs, is_plain
 WITH documents AS (
     SELECT number, stretch, try(from_json(line, '{
                "traceId": "VARCHAR", "spanId": "VARCHAR", "parentSpanId": "VARCHAR", "name": "VARCHAR",
@@ -34,7 +35,7 @@ SELECT number,
        module, key, execution, recorded_invocation, recorded_turn, unordered, late, truncated, input, output,
        operation, provider, request_model, response_model, response_id, input_tokens, output_tokens, choice_count,
        NULL::VARCHAR AS attributes, nullif(span.events, '[]') AS events,
-       getvariable('resources')[stretch + 1]::VARCHAR AS resource, 'tracetune' AS scope,
+       stretch, 'tracetune' AS scope,
        lm_parent, call_kind, input_messages, output_messages, finish_reasons,
        temperature, top_p, top_k, max_tokens, seed, stop,
        coalesce(

@@ -34,7 +34,9 @@ roots AS (
           AND (kind = 'program' OR parent_span_id IS NULL) AND kind IS DISTINCT FROM 'lm'
         GROUP BY rollout_id
     ) ON spans.rowid = first
+    -- Said once more, so that the texts of other spans are not read.
     WHERE started_at >= getvariable('since')
+      AND (kind = 'program' OR parent_span_id IS NULL) AND kind IS DISTINCT FROM 'lm'
 ),
 call_counts AS (
     SELECT rollout_id, count(*) FILTER (kind = 'call') AS n_calls, min(prompt_id) AS prompt_id

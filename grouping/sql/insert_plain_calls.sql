@@ -1,4 +1,4 @@
--- In: plain_rows, the LM calls that were read
+-- In: plain_rows, LM calls
 -- Out: call_rows, one row a choice, with the columns that a span alone can tell
 INSERT INTO call_rows BY NAME
 SELECT span_id || CASE WHEN choice = 0 THEN '' ELSE '.' || choice END AS call_id,
@@ -15,5 +15,4 @@ SELECT span_id || CASE WHEN choice = 0 THEN '' ELSE '.' || choice END AS call_id
 FROM (
     SELECT *, unnest(range(greatest(len(completions), 1))) AS choice
     FROM plain_rows
-    WHERE is_plain
 );

@@ -163,7 +163,7 @@ def read_quickly(connection, *texts):
     inserted = [Counter() for _ in texts]
     with connection.cursor() as reader:
         for read in read_plain(reader, lines):
-            insert_plain(connection, read)
+            insert_plain(connection, read, lines.resources)
             for text, rows in lines.take(read.rows):
                 inserted[text][read.table] += rows
     return [lines.others(text) for text in range(len(texts))], [+counts for counts in inserted]
