@@ -24,10 +24,11 @@ demo: $(VENV)/local.installed  ## train the bundled policy and watch its reward 
 	$(BIN)/tracetune demo
 
 # The models in the tests are tiny: one thread each is quicker than the two cores' hand-overs. So each
-# core has tests of its own, whole files, as their fixtures are made once a file.
+# core has tests of its own, whole files, as their fixtures are made once a file. A process of tests that
+# crashes fails the run by its test's name: replaced, it would be waited for without end (pytest-xdist#1378).
 test: lint  ## lint, then run every test
 	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 $(BIN)/python -m pytest \
-		--numprocesses auto --maxprocesses 4 --dist loadfile --durations=10
+		--numprocesses auto --maxprocesses 4 --max-worker-restart 0 --dist loadfile --durations=10
 
 lint: $(VENV)/dev.installed  ## ruff, mypy and the import contracts
 	$(BIN)/ruff check
