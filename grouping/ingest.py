@@ -3,8 +3,8 @@
 How far each segment was read is remembered in the transaction of its rows, so a process
 that is killed anywhere leaves either both or neither. A transaction takes in the chunks
 of many segments at once: the row groups of a table are then filled, and written on every
-core. The next one is read while this one is inserted. A closed segment is deleted after
-its last commit.
+core. Of much, the next part is read while this one is inserted. A closed segment is
+deleted after its last commit.
 """
 
 from __future__ import annotations
@@ -87,12 +87,16 @@ def ingest(
     live_pids = {segment.pid for segment in found if segment.live and segment.pid is not None}
     counts: Counter[str] = Counter()
     transactions = _transactions(connection, folder, pending, read, chunk_bytes, transaction_bytes)
-    with closing(connection.cursor()) as reader, closing(_ahead(_read(reader, transactions))) as steps:
-        for transaction, rows in steps:
-            if rows is not None:
-                transaction.insert(rows)
-            else:
-                counts += transaction.commit(live_pids)
+    n_bytes = sum(segment.size - read.get(segment.name, 0) for segment in pending)
+    with closing(connection.cursor()) as reader:
+        steps = _read(reader, transactions)
+        # What is read at once is not worth a thread.
+        with closing(steps if n_bytes <= chunk_bytes else _ahead(steps)) as steps:
+            for transaction, rows in steps:
+                if rows is not None:
+                    transaction.insert(rows)
+                else:
+                    counts += transaction.commit(live_pids)
     return IngestReport(**counts, segments=len(pending))
 
 
@@ -118,7 +122,7 @@ def _transactions(
 
 def _read(
     reader: duckdb.DuckDBPyConnection, transactions: Iterator[Transaction]
-) -> Iterator[tuple[Transaction, PlainRows | None]]:
+) -> Generator[tuple[Transaction, PlainRows | None], None, None]:
     """What DuckDB reads of each transaction, kind by kind, and None after the last."""
     reader.execute("SET enable_progress_bar = false")
     for transaction in transactions:

@@ -61,8 +61,11 @@ class PlainLines:
     """
 
     def __init__(self, texts: Sequence[bytes | memoryview]) -> None:
-        with ThreadPoolExecutor() as threads:  # nearly all of it is numpy's and Arrow's work
-            self._stretches = list(threads.map(_Stretch, texts))
+        if sum(map(len, texts)) <= _PIECE_BYTES:
+            self._stretches = list(map(_Stretch, texts))
+        else:
+            with ThreadPoolExecutor() as threads:  # nearly all of it is numpy's and Arrow's work
+                self._stretches = list(threads.map(_Stretch, texts))
         self._firsts = np.array([0, *accumulate(stretch.n_lines for stretch in self._stretches)], np.int64)
         self._is_other = np.ones(self._firsts[-1], dtype=bool)
         self.resources = [stretch.resource for stretch in self._stretches]
