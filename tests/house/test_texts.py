@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 LEFT_BEHIND = {"__pycache__", "build", "dist"}
+LEFT_BEHIND_ENDINGS = (".egg-info", ".duckdb.spool", ".duckdb.checkpoints", ".duckdb.tmp")
 
 
 def files_of(repository: Path) -> Iterator[Path]:
@@ -17,8 +18,7 @@ def files_of(repository: Path) -> Iterator[Path]:
         folders[:] = [
             name
             for name in folders
-            if name == ".ci"
-            or not (name.startswith(".") or name in LEFT_BEHIND or name.endswith((".egg-info", ".duckdb.spool")))
+            if name == ".ci" or not (name.startswith(".") or name in LEFT_BEHIND or name.endswith(LEFT_BEHIND_ENDINGS))
         ]
         yield from (Path(folder) / name for name in files)
 
