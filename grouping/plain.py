@@ -35,7 +35,8 @@ class PlainRows:
 
     Attributes:
         table: the table of the rows.
-        rows: in Arrow, `number`, of the line; the columns; and `is_plain`, whether they are right.
+        rows: in Arrow, `number`, of the line; the columns, of spans with the `stretch` in place of the resource;
+            and `is_plain`, whether they are right.
         is_lm: whether they are LM calls, and so make rows of `call_rows` too.
     """
 
