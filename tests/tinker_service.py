@@ -159,14 +159,10 @@ class TinkerService:
     # Sessions
 
     def _client_config(self, body: Any) -> Answer:
-        # The client's default transport has threads in Rust that call Python at any time, also when a process
-        # of tests ends, which then aborts. A service may have it use httpx's own.
+        # A service may say so. pyqwest has threads that call Python also when a process ends, which then aborts.
         return _json(use_pyqwest_transport=False)
 
-    def _client_dynamic_config(self, body: Any) -> Answer:
-        return _json()
-
-    _telemetry = _client_dynamic_config
+    _client_dynamic_config = _telemetry = _client_config
 
     def _create_session(self, body: Any) -> Answer:
         return _json(session_id=secrets.token_hex(4))
