@@ -20,8 +20,8 @@ import pyarrow.compute as pc
 
 from tracetune.tracer import encoding
 
-# DuckDB reads each batch on one thread.
-_BATCH_LINES = 2048
+# DuckDB reads each batch on one thread, and at once: so many lines stay in the processor's cache until they are rows.
+_BATCH_LINES = 512
 # Looked through in pieces that stay in the processor's cache.
 _PIECE_BYTES = 1024 * 1024
 # Arrow counts bytes in 32 bits.
@@ -38,9 +38,11 @@ _CLOSING = b"]}]}]}\n"
 # The tracer's LM calls are its client spans. That is said after the ids and the name; where the name
 # is so long that it is not found there, or says this, Python reads the line.
 _OF_CLIENT = b'","kind":3,"startTimeUnixNano":"'
-_HEAD_BYTES = 192
+_NAME_AT = len(f'{{"traceId":"{"0" * 32}","spanId":"{"0" * 16}",')
 # A time in nanoseconds has nineteen digits, from 2001 to 2286; a record of another time is left to Python.
 _EVENT_NAME_AT = len('{"timeUnixNano":"1700000000000000000",')
+# From there on, so much is looked at.
+_HEAD_BYTES = 128
 
 
 class PlainLines:
@@ -124,12 +126,12 @@ class _Stretch:
         opening, self.resource = _span_opening(lines)
         spans = self._numbers(lines, opening, is_closed)
         views = self._views(spans, opening)
-        is_call = _is(pc.match_substring, self._heads(views, 0, _HEAD_BYTES), _OF_CLIENT)
+        is_call = _is(pc.match_substring, self._heads(views, _NAME_AT), _OF_CLIENT)
         self.calls = spans[is_call], views[is_call]
         self.spans = spans[~is_call], views[~is_call]
         self._records = self._numbers(lines, _RECORD_OPENING, is_closed)
         self._record_views = self._views(self._records, _RECORD_OPENING)
-        self._event_names = self._heads(self._record_views, _EVENT_NAME_AT, _HEAD_BYTES)
+        self._event_names = self._heads(self._record_views, _EVENT_NAME_AT)
 
     def records(self, event_name: str) -> tuple[Any, Any]:
         """The numbers of the records of one name, and views of them."""
@@ -168,11 +170,11 @@ class _Stretch:
         # A shorter text would have to stand in its view itself.
         return numbers[lengths > _VIEW.itemsize]
 
-    def _heads(self, views: Any, first: int, end: int) -> Any:
-        """The bytes from `first` to `end` of each view, where it has so many."""
+    def _heads(self, views: Any, first: int) -> Any:
+        """The `_HEAD_BYTES` from `first` on of each view, where it has so many."""
         heads = views.copy()
         heads["offset"] += np.minimum(first, views["length"])
-        heads["length"] = np.clip(views["length"], first, end) - first
+        heads["length"] = np.clip(views["length"] - first, 0, _HEAD_BYTES)
         # Twelve bytes and less would have to stand in the view itself; nothing is said in so few. Nor are
         # the first four in it right any more, but a cast does not look at them.
         heads["length"][heads["length"] <= _VIEW.itemsize] = 0

@@ -11,12 +11,36 @@ WITH requests AS (
 ),
 executions AS (
     SELECT rollout_id, module, key, kind, execution,
-           row_number() OVER (
-               PARTITION BY rollout_id, module, key, kind
-               ORDER BY min(recorded_invocation) NULLS LAST, min(started_at), execution
-           ) - 1 AS invocation
+           min(recorded_invocation) AS recorded_invocation, min(started_at) AS started_at,
+           -- Its ordinals are those that were recorded, and of its turns from 0 on each is there once.
+           coalesce(
+               bool_and(invocation IS NOT DISTINCT FROM recorded_invocation AND turn IS NOT DISTINCT FROM recorded_turn)
+               AND max(recorded_invocation) = min(recorded_invocation)
+               AND min(turn) = 0 AND max(turn) = count(*) - 1
+               AND bit_count(bit_or(1::UBIGINT << greatest(0, least(turn, 63)))) = count(*),
+               false
+           ) AS is_settled
     FROM requests
     GROUP BY rollout_id, module, key, kind, execution
+),
+unsettled AS (
+    -- Seldom any: to see that costs a third of working all of them out.
+    SELECT rollout_id
+    FROM executions
+    GROUP BY rollout_id, module, key, kind
+    HAVING NOT (
+        bool_and(is_settled)
+        AND min(recorded_invocation) = 0 AND max(recorded_invocation) = count(*) - 1
+        AND bit_count(bit_or(1::UBIGINT << greatest(0, least(recorded_invocation, 63)))) = count(*)
+    )
+),
+invocations AS (
+    SELECT rollout_id, module, key, kind, execution,
+           row_number() OVER (
+               PARTITION BY rollout_id, module, key, kind ORDER BY recorded_invocation NULLS LAST, started_at, execution
+           ) - 1 AS invocation
+    FROM executions
+    WHERE rollout_id IN (FROM unsettled)
 ),
 turns AS (
     SELECT rollout_id, module, key, kind, execution, span_id, invocation AS old_invocation, turn AS old_turn,
@@ -25,16 +49,17 @@ turns AS (
                ORDER BY recorded_turn NULLS LAST, started_at, span_id
            ) - 1 AS turn
     FROM requests
+    WHERE rollout_id IN (FROM unsettled)
 )
-SELECT turns.rollout_id, turns.span_id, executions.invocation, turns.turn
+SELECT turns.rollout_id, turns.span_id, invocations.invocation, turns.turn
 FROM turns
-JOIN executions
-  ON turns.rollout_id = executions.rollout_id
- AND turns.module IS NOT DISTINCT FROM executions.module
- AND turns.key = executions.key
- AND turns.kind = executions.kind
- AND turns.execution IS NOT DISTINCT FROM executions.execution
-WHERE executions.invocation <> old_invocation OR turns.turn <> old_turn;
+JOIN invocations
+  ON turns.rollout_id = invocations.rollout_id
+ AND turns.module IS NOT DISTINCT FROM invocations.module
+ AND turns.key = invocations.key
+ AND turns.kind = invocations.kind
+ AND turns.execution IS NOT DISTINCT FROM invocations.execution
+WHERE invocations.invocation <> old_invocation OR turns.turn <> old_turn;
 
 UPDATE call_rows SET invocation = ordinals.invocation, turn = ordinals.turn
 FROM ordinals

@@ -60,6 +60,36 @@ def test_invocations_follow_the_order_of_entry_whenever_they_arrive(tmp_path_fac
     ]
 
 
+@settings(max_examples=25, deadline=None)
+@given(
+    recorded=st.lists(st.tuples(*3 * [st.integers(0, 2)]), min_size=2, max_size=7),
+    first=st.integers(0, 7),
+)
+def test_whatever_ordinals_were_recorded_they_are_dense_in_that_order(tmp_path_factory, recorded, first):
+    """Executions are numbered as they were entered, and the calls of each as they were made; of equals the earlier."""
+    path = tmp_path_factory.mktemp("dense") / "traces.duckdb"
+    store = Store(path)
+    lines = [
+        call(number, EXECUTION=f"e{execution}", INVOCATION=entered, TURN=turn)
+        for number, (execution, entered, turn) in enumerate(recorded, start=1)
+    ]
+    for part, arriving in enumerate((lines[:first], lines[first:])):
+        write_segment(path, f"{part}-1-a", *arriving)
+        store.ingest()
+    by_execution: dict[int, list[tuple[int, int, int]]] = {}
+    for number, (execution, entered, turn) in enumerate(recorded, start=1):
+        by_execution.setdefault(execution, []).append((turn, number, entered))
+    in_order = sorted(
+        (min(entered for _, _, entered in made), min(number for _, number, _ in made), sorted(made))
+        for made in by_execution.values()
+    )
+    assert values(store, "SELECT call_id, invocation, turn FROM calls ORDER BY call_id") == sorted(
+        (f"{number:016x}", invocation, turn)
+        for invocation, (_, _, made) in enumerate(in_order)
+        for turn, (_, number, _) in enumerate(made)
+    )
+
+
 def test_keys_and_reward_functions_are_numbered_apart(path):
     """Another key, and what a reward function calls, begin at invocation 0."""
     write_segment(
