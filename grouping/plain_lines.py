@@ -41,7 +41,7 @@ _OF_CLIENT = b'","kind":3,"startTimeUnixNano":"'
 _NAME_AT = len(f'{{"traceId":"{"0" * 32}","spanId":"{"0" * 16}",')
 # A time in nanoseconds has nineteen digits, from 2001 to 2286; a record of another time is left to Python.
 _EVENT_NAME_AT = len('{"timeUnixNano":"1700000000000000000",')
-# From there on, so much is looked at.
+# From either of these places on, so much is looked at.
 _HEAD_BYTES = 128
 
 

@@ -6,7 +6,7 @@ import os
 
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from store.spool_lines import a_rollout, record, span, write_segment
 
@@ -65,6 +65,16 @@ def test_invocations_follow_the_order_of_entry_whenever_they_arrive(tmp_path_fac
     recorded=st.lists(st.tuples(*3 * [st.integers(0, 2)]), min_size=2, max_size=7),
     first=st.integers(0, 7),
 )
+# One is missing: of invocations, of turns; then one stands twice in place of another.
+@example(recorded=[(0, 0, 0), (1, 2, 0)], first=2)
+@example(recorded=[(0, 0, 0), (0, 0, 2)], first=2)
+@example(recorded=[(0, 0, 0), (1, 0, 0), (2, 2, 0)], first=3)
+@example(recorded=[(0, 0, 0), (0, 0, 0), (0, 0, 2)], first=3)
+# What arrived first was numbered before the one that was entered before it.
+@example(recorded=[(0, 1, 0), (1, 0, 0)], first=1)
+@example(recorded=[(0, 0, 1), (0, 0, 0)], first=1)
+# The calls of one execution say different invocations.
+@example(recorded=[(0, 0, 0), (0, 1, 1)], first=2)
 def test_whatever_ordinals_were_recorded_they_are_dense_in_that_order(tmp_path_factory, recorded, first):
     """Executions are numbered as they were entered, and the calls of each as they were made; of equals the earlier."""
     path = tmp_path_factory.mktemp("dense") / "traces.duckdb"
