@@ -13,7 +13,7 @@ EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "offline_from_logs.
 
 def test_yesterdays_logs_raise_the_held_out_reward(tmp_path):
     """From texts and rewards alone, in a few steps, the bundled policy answers new questions better."""
-    options = ["--questions", "48", "--answers", "10", "--passes", "3", "--held-out", "48", "--threads", "1"]
+    options = ["--questions", "64", "--answers", "10", "--passes", "6", "--held-out", "48", "--threads", "1"]
     finished = subprocess.run(
         [sys.executable, EXAMPLE, *options],
         cwd=tmp_path,

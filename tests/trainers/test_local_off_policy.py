@@ -50,6 +50,25 @@ def test_stale_members_are_held_against_what_was_recorded_by_default(make_traine
     assert reports[1].clip_fraction == 0.0
 
 
+@pytest.mark.parametrize("kl", [0.0, 0.1])
+@pytest.mark.parametrize("level", ["token", "sequence"])
+def test_where_nobody_knows_who_sampled_the_model_without_its_adapter_did(make_trainer, model, tmp_path, level, kl):
+    """Without log-probabilities, all members or some, they learn as with those of the weights that it began with."""
+    batch = tiny_batch(model)
+    unknown = [group(*(replace(one, logprobs=None) for one in each.members)) for each in batch]
+
+    def learned(groups, name):
+        trainer = make_trainer(importance=level, kl=kl, **FREE)
+        perturb(trainer.model, 0.02)
+        return gradients(trainer, GroupBatch(groups), tmp_path / name)
+
+    expected = learned(batch, "recorded")
+    for name, groups in {"all": unknown, "some": [unknown[0], batch.groups[1]]}.items():
+        with pytest.warns(UserWarning, match="those of the model without its adapter stand in"):
+            found = learned(groups, name)
+        assert_same_gradients(expected, found)
+
+
 @pytest.mark.parametrize("level", [None, "token", "sequence"])
 def test_a_teachers_members_are_always_corrected(make_trainer, model, tmp_path, level):
     """Beside members of the policy, a teacher's weigh what is likelier here than there, up to the cap."""

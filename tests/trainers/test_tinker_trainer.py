@@ -93,6 +93,28 @@ def test_what_others_sampled_weighs_there_as_it_does_here(
     assert (report.used, report.tokens, report.skipped) == (8, expected.tokens, {})
 
 
+@pytest.mark.parametrize("kl", [0.0, 0.1])
+def test_where_nobody_knows_who_sampled_the_base_model_did(service, make_tinker, model, kl):
+    """Later steps weigh members as if it had recorded their log-probabilities, and ask it for no others."""
+    recorded = tiny_batch(model)
+    first, second = recorded.groups
+    unknown = GroupBatch([group(*(replace(one, logprobs=None) for one in first.members)), second])
+    sent = []
+    for batch in (recorded, unknown):
+        trainer = make_tinker(importance="token", kl=kl, learning_rate=1e-2)
+        trainer.step(recorded)
+        asked = len(service.samples_asked())
+        with warnings.catch_warnings(record=True) as warned:
+            trainer.step(batch)
+        request = [request for request in service.bodies("forward_backward") if not request.forward_only][-1]
+        sent.append((sent_inputs(request, "advantages"), len(service.samples_asked()) - asked, len(warned)))
+    (expected, _, _), (found, asked, warned) = sent
+    assert found == [pytest.approx(advantages, abs=1e-5) for advantages in expected]
+    sequences = [m for one in (unknown if kl else [first]) for m in one.members]
+    assert asked == len({(*m.prompt_ids, *m.completion_ids) for m in sequences})
+    assert warned == 1
+
+
 @pytest.mark.parametrize("loss", ["importance_sampling", "ppo", "cispo"])
 def test_each_loss_is_the_mean_over_tokens_members_and_groups(service, make_tinker, model, loss):
     """The sum that the service computes is mmGRPO's mean, written out here."""

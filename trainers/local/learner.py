@@ -26,7 +26,11 @@ from tracetune.trainers.local.settings import LocalSettings
 
 @dataclass(frozen=True, slots=True)
 class _Anchor:
-    """What the tokens of a forward are held against: where the step began, and the model without its adapter."""
+    """What the tokens of a forward are held against: where the step began, and the model without its adapter.
+
+    The latter is both the reference of the penalty and, where nobody knows who sampled a
+    token, the one who did.
+    """
 
     old_logprobs_T: Tensor
     importance_T: Tensor | None
@@ -112,16 +116,18 @@ class Learner:
     def _anchor(self, forward: Forward, first_logprobs_T: Tensor) -> _Anchor:
         recorded_T, corrected_T = forward.recorded_logprobs_T, forward.corrected_T
         old_logprobs_T = torch.where(recorded_T.isnan() | corrected_T, first_logprobs_T, recorded_T)
+        reference_T = None
+        if self._settings.kl != 0.0 or (recorded_T.isnan() & corrected_T).any():
+            with torch.no_grad(), self._adapters.disabled():
+                reference_T = read_tokens(self._adapters.model, forward).logprobs_T
         importance_T = None
         if corrected_T.any():
+            sampled_T = recorded_T if reference_T is None else torch.where(recorded_T.isnan(), reference_T, recorded_T)
             importance_T = truncated_importance(
                 first_logprobs_T,
-                torch.where(corrected_T, recorded_T, math.nan),
+                torch.where(corrected_T, sampled_T, math.nan),
                 forward.lengths,
                 level=self._settings.importance or "token",
                 cap=self._settings.importance_cap,
             )
-        if self._settings.kl == 0.0:
-            return _Anchor(old_logprobs_T, importance_T, None)
-        with torch.no_grad(), self._adapters.disabled():
-            return _Anchor(old_logprobs_T, importance_T, read_tokens(self._adapters.model, forward).logprobs_T)
+        return _Anchor(old_logprobs_T, importance_T, reference_T if self._settings.kl != 0.0 else None)

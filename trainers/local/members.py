@@ -22,12 +22,13 @@ class TrainableMember:
     """One completion, with all that its tokens' losses need.
 
     Attributes:
-        logprobs: when it was sampled; None where a trainer must compute its own.
+        logprobs: when it was sampled; None where they are not known.
         temperature: what logits are divided by.
         weight: of each of its tokens in the step's loss.
         is_imitated: its tokens are to become likelier, whatever policy sampled them; the
             advantage says how much that counts.
-        is_corrected: its tokens are weighed by their importance.
+        is_corrected: its tokens are weighed by their importance: against `logprobs`, or, where
+            these are not known, against the model without its adapter.
     """
 
     prompt_ids: tuple[int, ...]
@@ -92,6 +93,18 @@ def parts_by_module(batch: GroupBatch) -> dict[str, GroupBatch]:
     return parts
 
 
+def unknown_sampler(members: Sequence[TrainableMember]) -> str | None:
+    """What to say of members of which nobody knows how likely they were when they were sampled; None without any."""
+    unknown = [member for member in members if member.logprobs is None and not member.is_imitated]
+    if not unknown:
+        return None
+    stand_in = "the model without its adapter" if unknown[0].is_corrected else "the present weights"
+    return (
+        "some members have no log-probabilities of the policy that sampled them (text alone, greedy or truncated "
+        f"sampling); those of {stand_in} stand in"
+    )
+
+
 def has_something_to_learn(members: Sequence[TrainableMember], kl: float) -> bool:
     """Whether a step over these members would have a gradient at all."""
     return any(kl != 0.0 or member.advantage != 0.0 for member in members)
@@ -133,7 +146,7 @@ def _trainable(
         temperature=1.0 if is_imitated else member.sampling.temperature or 1.0,
         advantage=settings.distil if is_imitated else float(member.advantage),
         is_imitated=is_imitated,
-        is_corrected=logprobs is not None and (member.teacher is not None or settings.importance is not None),
+        is_corrected=not is_imitated and (member.teacher is not None or settings.importance is not None),
     )
 
 

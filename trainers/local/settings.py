@@ -25,8 +25,10 @@ class LocalSettings(TrainerSettings):
         kl: β, the weight of the penalty for leaving the model without its adapter.
         importance: "token" or "sequence" recomputes the log-probabilities of all members
             under the step's first weights, and weighs each token, or each completion, by how
-            likely it is under those against whoever sampled it. None holds ratios against
-            the recorded log-probabilities, and weighs the tokens of teachers alone.
+            likely it is under those against whoever sampled it: where that is not known,
+            the model without its adapter. None holds ratios against the recorded
+            log-probabilities, or against the step's first weights where there are none, and
+            weighs the tokens of teachers alone.
         importance_cap: no such weight is larger.
         distil: the weight of imitating a teacher's good completions, where nothing is
             known but their text; 0 leaves them out.

@@ -24,6 +24,7 @@ from tracetune.trainers.local.members import (
     has_something_to_learn,
     parts_by_module,
     trainable_members,
+    unknown_sampler,
 )
 from tracetune.trainers.local.report import StepSums
 from tracetune.trainers.local.rows import cut_rows
@@ -225,8 +226,9 @@ class LocalTrainer(WeightTrainer):
             longest=getattr(self.model.config, "max_position_embeddings", None),
             tokeniser=MemberTokeniser(self.tokenizer),
         )
-        if any(member.logprobs is None and not member.is_imitated for member in members):
-            self._warn_of_recomputed_logprobs()
+        if (unknown := unknown_sampler(members)) and not self._warned:
+            self._warned = True
+            warnings.warn(unknown, stacklevel=3)
         return members, skipped
 
     def _learn(self, module: str | None, members: Sequence[TrainableMember]) -> StepSums:
@@ -270,15 +272,6 @@ class LocalTrainer(WeightTrainer):
 
     def _state(self) -> TrainerState:
         return TrainerState(self.steps_done, self.settings.model_dump(), self._fingerprint)
-
-    def _warn_of_recomputed_logprobs(self) -> None:
-        if not self._warned:
-            self._warned = True
-            warnings.warn(
-                "some members have no log-probabilities of the policy that sampled them (text alone, greedy or "
-                "truncated sampling); those of the present weights stand in, as if it had just sampled them",
-                stacklevel=4,
-            )
 
 
 @contextmanager

@@ -27,10 +27,12 @@ class Anchor:
 
     Attributes:
         old: their log-probabilities when the step began, or when they were sampled.
+        sampled: when they were sampled, if they are weighed by their importance.
         base: under the base model; None where there is no penalty.
     """
 
     old: np.ndarray
+    sampled: np.ndarray | None = None
     base: np.ndarray | None = None
 
 
@@ -40,6 +42,11 @@ def needs_present_logprobs(member: TrainableMember) -> bool:
     What was recorded says that only where the policy itself sampled them, at temperature 1.
     """
     return member.logprobs is None or member.is_corrected or member.temperature != 1.0
+
+
+def needs_base_logprobs(member: TrainableMember, settings: TinkerSettings) -> bool:
+    """Whether the base model must say how likely they are: for the penalty, or as whoever sampled them."""
+    return settings.kl != 0.0 or (member.is_corrected and member.logprobs is None)
 
 
 def lessons_of(members: Sequence[TrainableMember], anchors: Sequence[Anchor], settings: TinkerSettings) -> list[Lesson]:
@@ -58,7 +65,7 @@ def lessons_of(members: Sequence[TrainableMember], anchors: Sequence[Anchor], se
     """
     lessons = []
     for member, anchor in zip(members, anchors, strict=True):
-        advantages = member.advantage * _importance(member, anchor.old, settings)
+        advantages = member.advantage * _importance(anchor, settings)
         if anchor.base is not None:
             advantages = advantages - settings.kl * (anchor.old - anchor.base)
         lessons.append(
@@ -67,13 +74,13 @@ def lessons_of(members: Sequence[TrainableMember], anchors: Sequence[Anchor], se
     return lessons
 
 
-def _importance(member: TrainableMember, present: np.ndarray, settings: TinkerSettings) -> np.ndarray:
-    if not member.is_corrected:
-        return np.ones(len(present))
+def _importance(anchor: Anchor, settings: TinkerSettings) -> np.ndarray:
+    if anchor.sampled is None:
+        return np.ones(len(anchor.old))
     importance_T = truncated_importance(
-        torch.tensor(present),
-        torch.tensor(member.logprobs, dtype=torch.float64),
-        [len(present)],
+        torch.tensor(anchor.old),
+        torch.tensor(anchor.sampled),
+        [len(anchor.old)],
         level=settings.importance or "token",
         cap=settings.importance_cap,
     )

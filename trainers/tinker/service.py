@@ -163,7 +163,8 @@ class TrainingRun:
             logprobs = (answers[*prompt_ids, *completion_ids] or [])[len(prompt_ids) :]
             if len(logprobs) != len(completion_ids) or None in logprobs:
                 raise TrainerError(
-                    "the service gave no log-probabilities of the base model; not every service can: set kl=0"
+                    "the service gave no log-probabilities of the base model; not every service can: "
+                    "set kl=0 and importance=None"
                 )
             given.append(np.array(logprobs, np.float64))
         return given

@@ -28,7 +28,8 @@ class TinkerSettings(TrainerSettings):
         kl: β, what advantages lose for each nat that a token has gone from the base model.
         importance: "token" or "sequence" recomputes the log-probabilities of all members
             under the step's first weights, and weighs each token, or each completion, by how
-            likely it is under those against whoever sampled it. None does so for teachers' alone.
+            likely it is under those against whoever sampled it: where that is not known,
+            the base model. None does so for teachers' alone.
         importance_cap: no such weight is larger.
         distil: the weight of imitating a teacher's good completions, where nothing is
             known but their text; 0 leaves them out.

@@ -19,7 +19,7 @@ from tracetune.trainers.local.members import TrainableMember, has_something_to_l
 from tracetune.trainers.local.schedule import rate_factor
 from tracetune.trainers.local.tokens import MemberTokeniser
 from tracetune.trainers.tinker.engine import TinkerEngine
-from tracetune.trainers.tinker.lessons import Anchor, lessons_of, needs_present_logprobs
+from tracetune.trainers.tinker.lessons import Anchor, lessons_of, needs_base_logprobs, needs_present_logprobs
 from tracetune.trainers.tinker.report import report_of
 from tracetune.trainers.tinker.service import ServiceFactory, TrainingRun, tinker_service
 from tracetune.trainers.tinker.settings import TinkerSettings
@@ -231,14 +231,19 @@ class TinkerTrainer(WeightTrainer):
     def _anchors(self, run: TrainingRun, members: Sequence[TrainableMember]) -> list[Anchor]:
         """What each member's tokens are held against, asked of the service where it was not recorded."""
         unknown = [member for member in members if needs_present_logprobs(member)]
-        if not all(member.is_imitated or member.is_corrected for member in unknown):
-            self._warn_of_recomputed_logprobs()
+        self._warn_of_stand_ins(unknown)
         present = iter(run.present_logprobs([_tokens(member) for member in unknown]) if unknown else [])
-        old = [next(present) if needs_present_logprobs(member) else np.array(member.logprobs) for member in members]
-        if self.settings.kl == 0.0:
-            return [Anchor(logprobs) for logprobs in old]
-        base = run.base_logprobs(self.model, [_tokens(member) for member in members])
-        return [Anchor(*pair) for pair in zip(old, base, strict=True)]
+        unmoved = [member for member in members if needs_base_logprobs(member, self.settings)]
+        bases = iter(run.base_logprobs(self.model, [_tokens(member) for member in unmoved]) if unmoved else [])
+        anchors = []
+        for member in members:
+            old = next(present) if needs_present_logprobs(member) else np.array(member.logprobs)
+            base = next(bases) if needs_base_logprobs(member, self.settings) else None
+            recorded = base if member.logprobs is None else np.array(member.logprobs)
+            anchors.append(
+                Anchor(old, recorded if member.is_corrected else None, base if self.settings.kl != 0.0 else None)
+            )
+        return anchors
 
     def _rate_factor(self) -> float:
         return rate_factor(
@@ -266,14 +271,18 @@ class TinkerTrainer(WeightTrainer):
                 "checkpoint, or make a new trainer"
             )
 
-    def _warn_of_recomputed_logprobs(self) -> None:
-        if not self._warned:
+    def _warn_of_stand_ins(self, members: Sequence[TrainableMember]) -> None:
+        # A teacher's that are imitated are compared with nobody, and what is corrected has its own to be held against.
+        missing = [
+            member for member in members if not member.is_imitated and not (member.is_corrected and member.logprobs)
+        ]
+        if missing and not self._warned:
             self._warned = True
+            stand_in = "the base model" if missing[0].is_corrected else "the present weights"
             warnings.warn(
                 "some members have no log-probabilities of the policy at temperature 1 (text alone, or greedy, "
-                "truncated or rescaled sampling); those of the present weights stand in, as if it had just "
-                "sampled them",
-                stacklevel=4,
+                f"truncated or rescaled sampling); those of {stand_in} stand in",
+                stacklevel=5,
             )
 
 

@@ -124,16 +124,20 @@ class GroupRelative(Stepwise, GRPOTrainer):  # type: ignore[misc]  # trl leaves 
             # Without an old log-probability TRL has the present one, and then cispo's loss is -A log p.
             "loss": ("cispo", 1.0) if is_imitated else self._loss,
         }
+        unknown_BT = tensors.recorded_BT.isnan()
+        reference_BT = None
+        if self.beta != 0.0 or (unknown_BT & tensors.corrected_BT).any():
+            with self.model.disable_adapter():
+                reference_BT = self._logprobs(inputs)
         if is_imitated:
             inputs["old_per_token_logps"] = None
-        elif tensors.recorded_BT.isnan().any() or tensors.corrected_BT.any():
-            self._hold_against_present(inputs, tensors)
+        elif unknown_BT.any() or tensors.corrected_BT.any():
+            self._hold_against_present(inputs, tensors, reference_BT)
         if self.beta != 0.0:
-            with self.model.disable_adapter():
-                inputs["ref_per_token_logps"] = self._logprobs(inputs)
+            inputs["ref_per_token_logps"] = reference_BT
         return inputs
 
-    def _hold_against_present(self, inputs: dict[str, Any], tensors: Tensors) -> None:
+    def _hold_against_present(self, inputs: dict[str, Any], tensors: Tensors, reference_BT: Tensor | None) -> None:
         """Put the log-probabilities of the present weights, which the step begins with, where others do not serve.
 
         The importance of a token multiplies its advantage: what the loss makes of that is
@@ -143,6 +147,8 @@ class GroupRelative(Stepwise, GRPOTrainer):  # type: ignore[misc]  # trl leaves 
         present_BT = self._logprobs(inputs)
         inputs["old_per_token_logps"] = torch.where(recorded_BT.isnan() | corrected_BT, present_BT, recorded_BT)
         if corrected_BT.any():
+            if reference_BT is not None:  # nobody knows who sampled some of them
+                recorded_BT = torch.where(recorded_BT.isnan(), reference_BT, recorded_BT)
             importance_BT = torch.ones_like(recorded_BT)
             importance_BT[learned_BT] = truncated_importance(
                 present_BT[learned_BT],

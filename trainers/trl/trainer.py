@@ -19,7 +19,12 @@ from tracetune.trainers.local.checkpoint import TrainerState, model_fingerprint,
 from tracetune.trainers.local.learner import Learner
 from tracetune.trainers.local.likelihood import likelihood_of, measured_completions
 from tracetune.trainers.local.lora import FIRST, Adapters, derived_seed
-from tracetune.trainers.local.members import TrainableMember, has_something_to_learn, trainable_members
+from tracetune.trainers.local.members import (
+    TrainableMember,
+    has_something_to_learn,
+    trainable_members,
+    unknown_sampler,
+)
 from tracetune.trainers.local.rows import cut_rows
 from tracetune.trainers.local.schedule import rate_factor
 from tracetune.trainers.local.sharing import cost_of
@@ -212,8 +217,9 @@ class TrlTrainer(WeightTrainer):
         if self.settings.method != "grpo":
             return ROWS[self.settings.method](batch, self._trainable)
         members, skipped = self._trainable(batch)
-        if any(member.logprobs is None and not member.is_imitated for member in members):
-            self._warn_of_recomputed_logprobs()
+        if (unknown := unknown_sampler(members)) and not self._warned:
+            self._warned = True
+            warnings.warn(unknown, stacklevel=4)
         if not has_something_to_learn(members, self.settings.kl):
             skipped["nothing_to_learn"] += len(members)
             return [], +skipped
@@ -291,12 +297,3 @@ class TrlTrainer(WeightTrainer):
             used=members_in(rows),
             skipped=dict(skipped),
         )
-
-    def _warn_of_recomputed_logprobs(self) -> None:
-        if not self._warned:
-            self._warned = True
-            warnings.warn(
-                "some members have no log-probabilities of the policy that sampled them (text alone, greedy or "
-                "truncated sampling); those of the present weights stand in, as if it had just sampled them",
-                stacklevel=5,
-            )

@@ -39,6 +39,9 @@ from tracetune.types import (
     Trainer,
 )
 
+# Trainers that weigh what another policy sampled by its importance, which is what they are given here.
+_WEIGHING = ("local", "tinker", "trl")
+
 # A checkpoint costs about a step of a small model.
 _STEPS_A_CHECKPOINT = 10
 
@@ -93,10 +96,10 @@ def train(
 ) -> OfflineResult:
     """Train on what a store holds, without running a program.
 
-    Calls that another policy sampled are learned from with truncated importance weights
-    where their log-probabilities were recorded. Where only their text is known, it is
-    tokenised by the policy's template, and the weights before each step stand in for the
-    ones that sampled it; a warning says so.
+    Calls that another policy sampled are learned from with truncated importance weights:
+    how likely a token is now, against when it was sampled. Where only their text is known,
+    it is tokenised by the policy's template, and the model that the training starts from
+    stands in for whoever sampled it; a warning says so.
 
     Args:
         store: the DuckDB file.
@@ -118,8 +121,8 @@ def train(
         resume: go on from the last checkpoint of `run`.
         progress: show a progress display on standard error.
         on_step: called as `on_step(step, figures)` after each step, for trackers.
-        settings: of a trainer that is given by name. For `local`, `importance="token"` is
-            the default here.
+        settings: of a trainer that is given by name. For `local`, `trl` and
+            `tinker`, `importance="token"` is the default here.
 
     Raises:
         StoreNotFound: if there is no store.
@@ -254,7 +257,7 @@ def _learner(
     trainer: Trainer | str, model: str | os.PathLike[str] | None, seed: int, settings: dict[str, Any]
 ) -> Trainer:
     if isinstance(trainer, str):
-        if trainer == "local":
+        if trainer in _WEIGHING:
             settings = {"importance": "token", "seed": seed, **settings}
         trainer = make_trainer(trainer, model=model, **settings)
     elif settings:
