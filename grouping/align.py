@@ -17,6 +17,8 @@ from tracetune.types import Grouping
 
 WITHIN = ("run", "split", "step")
 KEY_COLUMNS = ("example_id", "module", "key", "invocation", "turn")
+# What orders the calls of one rollout.
+_ORDER_COLUMNS = ("invocation", "turn", "choice")
 
 # The relations in which a chain of stages ends, by the name of what their rows are.
 ALIGNED_CALLS = "aligned_calls"
@@ -145,6 +147,7 @@ def _placeholders(grouping: Grouping) -> dict[str, str]:
     values = {name: getattr(grouping, name) for name in _VALUES}
     return {name: _literal(value) for name, value in values.items()} | {
         "group_key": ", ".join(key),
+        "order_in_group": ", ".join(f"'{column}': {column}" for column in _ORDER_COLUMNS if column not in key),
         "group_id": "concat_ws('/', " + ", ".join(f"coalesce({column}::VARCHAR, '')" for column in key) + ")",
         "cohort": ", ".join(column for column in key if column in (*WITHIN, "example_id")),
         "module_weight": _module_weight(grouping),
