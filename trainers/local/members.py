@@ -93,7 +93,7 @@ def parts_by_module(batch: GroupBatch) -> dict[str, GroupBatch]:
     return parts
 
 
-def unknown_sampler(members: Sequence[TrainableMember]) -> str | None:
+def unknown_sampler_notice(members: Sequence[TrainableMember]) -> str | None:
     """What to say of members of which nobody knows how likely they were when they were sampled; None without any."""
     unknown = [member for member in members if member.logprobs is None and not member.is_imitated]
     if not unknown:

@@ -24,7 +24,7 @@ from tracetune.trainers.local.members import (
     has_something_to_learn,
     parts_by_module,
     trainable_members,
-    unknown_sampler,
+    unknown_sampler_notice,
 )
 from tracetune.trainers.local.report import StepSums
 from tracetune.trainers.local.rows import cut_rows
@@ -226,9 +226,9 @@ class LocalTrainer(WeightTrainer):
             longest=getattr(self.model.config, "max_position_embeddings", None),
             tokeniser=MemberTokeniser(self.tokenizer),
         )
-        if (unknown := unknown_sampler(members)) and not self._warned:
+        if (notice := unknown_sampler_notice(members)) and not self._warned:
             self._warned = True
-            warnings.warn(unknown, stacklevel=3)
+            warnings.warn(notice, stacklevel=3)
         return members, skipped
 
     def _learn(self, module: str | None, members: Sequence[TrainableMember]) -> StepSums:

@@ -23,7 +23,7 @@ from tracetune.trainers.local.members import (
     TrainableMember,
     has_something_to_learn,
     trainable_members,
-    unknown_sampler,
+    unknown_sampler_notice,
 )
 from tracetune.trainers.local.rows import cut_rows
 from tracetune.trainers.local.schedule import rate_factor
@@ -217,9 +217,9 @@ class TrlTrainer(WeightTrainer):
         if self.settings.method != "grpo":
             return ROWS[self.settings.method](batch, self._trainable)
         members, skipped = self._trainable(batch)
-        if (unknown := unknown_sampler(members)) and not self._warned:
+        if (notice := unknown_sampler_notice(members)) and not self._warned:
             self._warned = True
-            warnings.warn(unknown, stacklevel=4)
+            warnings.warn(notice, stacklevel=4)
         if not has_something_to_learn(members, self.settings.kl):
             skipped["nothing_to_learn"] += len(members)
             return [], +skipped
