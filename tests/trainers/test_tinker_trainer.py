@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import warnings
 from dataclasses import replace
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from looped_program import ask
+from tinker_service import KEY
 from tiny_llama import EOS, WORDS, gradients, group, member, own_logprobs, tiny_batch, tiny_tokenizer
 
 import tracetune as tt
@@ -113,6 +115,22 @@ def test_where_nobody_knows_who_sampled_the_base_model_did(service, make_tinker,
     sequences = [m for one in (unknown if kl else [first]) for m in one.members]
     assert asked == len({(*m.prompt_ids, *m.completion_ids) for m in sequences})
     assert warned == 1
+
+
+def test_training_on_logs_weighs_them_by_default(service, tmp_path):
+    """Made by its name for what is stored, it is told `importance` and the seed, as its checkpoint shows."""
+    prompt = [{"role": "user", "content": "w1 w2"}]
+    tt.Store(tmp_path / "logs.duckdb").add_rollouts(
+        {"example_id": "q1", "reward": reward, "calls": [{"module": "say", "messages": prompt, "completion": text}]}
+        for text, reward in (("w3", 1.0), ("w4 w5", 0.0))
+    )
+    with pytest.warns(UserWarning, match="those of the base model stand in"):
+        result = tt.train(
+            tmp_path / "logs.duckdb", "tinker", model=service.name, base_url=service.address, api_key=KEY,
+            seed=3, held_out=0.0, progress=False,
+        )  # fmt: skip
+    settings = json.loads((result.checkpoint / "trainer.json").read_text())["settings"]
+    assert (settings["importance"], settings["seed"], result.reports[0].used) == ("token", 3, 2)
 
 
 @pytest.mark.parametrize("loss", ["importance_sampling", "ppo", "cispo"])
