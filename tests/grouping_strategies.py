@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tracetune.types import Grouping
 
-some = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+some = settings(max_examples=15, suppress_health_check=[HealthCheck.too_slow])
 
 REWARDS = st.one_of(st.none(), st.sampled_from([0.0, 0.1, 0.3, 1.0]), st.floats(-5, 5))
 STATUSES = st.sampled_from(["ok"] * 6 + ["error", "format_error", "timeout", "interrupted", None])

@@ -59,7 +59,7 @@ KINDS = st.sampled_from(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     name=SPAN_NAMES,
     kind=KINDS,

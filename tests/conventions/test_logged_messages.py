@@ -222,7 +222,7 @@ def test_an_exported_store_has_a_twin(path, tmp_path, where):
     assert store.ingest().repeated == len(tables["spans"]) + len(tables["other_records"])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.lists(
         st.tuples(st.sampled_from(EVENTS), st.dictionaries(st.sampled_from(["content", "message", "role", "index",

@@ -93,7 +93,7 @@ def test_a_long_completion_outgrows_its_buffers_and_stays_exact(model, client, j
         torch.testing.assert_close(torch.tensor(record.completion_logprobs), expected, atol=2e-5, rtol=1e-5)
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_seeded_row_does_not_depend_on_its_batch(client, data):
     """The same prompt, sampling and seed give the same text alone and among any others."""

@@ -39,7 +39,7 @@ def read(name, content, **options):
 
 @pytest.mark.parametrize("name", GOOD)
 @given(data=st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_no_line_takes_its_neighbour_with_it(name, data):
     """Whatever a field holds, or is missing, the whole line before it and the one after it are read."""
     good = GOOD[name]
@@ -64,7 +64,7 @@ def test_no_line_takes_its_neighbour_with_it(name, data):
 
 @pytest.mark.parametrize("name", GOOD)
 @given(content=st.binary(max_size=80))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_no_bytes_crash_a_reader(name, content):
     """Bytes that are no log are refused, each with its place and the reason, or say nothing."""
     for start in (b"", b"{", b"["):

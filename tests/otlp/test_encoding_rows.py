@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import orjson
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -19,7 +19,6 @@ from tracetune.tracer import names
 from tracetune.tracer.encoding import SCOPE_NAME
 from tracetune.tracer.messages import to_genai
 
-UNHURRIED = settings(deadline=None)  # machines may be busy
 TEXTS = st.text(max_size=6)
 WHOLES = st.integers(0, 2**40)
 LEAVES = TEXTS | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False, allow_infinity=False)
@@ -144,7 +143,6 @@ def rows_of(document: dict[str, Any], request: Any) -> Decoded:
     return decoded
 
 
-@UNHURRIED
 @given(spans_in_scopes(), RESOURCES)
 def test_a_span_encoded_and_decoded_has_the_same_rows(span_in_scope, resource):
     """The row of the span and those of its calls are the same, column by column."""
@@ -190,7 +188,6 @@ def record_rows(event_name: str | None, body: str, attributes: list[dict[str, An
     return table, row
 
 
-@UNHURRIED
 @given(records(), st.booleans())
 def test_a_record_encoded_and_decoded_has_the_same_row(record, is_scoped):
     """Every table of records gives back the rows that were written to it."""
@@ -201,7 +198,6 @@ def test_a_record_encoded_and_decoded_has_the_same_row(record, is_scoped):
     assert record_rows(encoded["eventName"], encoded["body"]["stringValue"], encoded["attributes"]) == (table, row)
 
 
-@UNHURRIED
 @given(
     st.none() | TEXTS.filter(lambda name: name not in RECORDS and name), TEXTS, st.dictionaries(TEXTS, ANY, max_size=2)
 )

@@ -80,7 +80,7 @@ def place(tmp_path_factory):
         yield client, store
 
 
-GUESSES = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+GUESSES = settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 ANSWERS = {200, 400, 413}
 
 

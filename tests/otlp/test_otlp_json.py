@@ -9,7 +9,7 @@ import struct
 import orjson
 import pytest
 from google.protobuf import json_format
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -22,7 +22,6 @@ from tracetune.adapters.otlp.documents import LINE_BYTES, read_document, read_js
 from tracetune.adapters.otlp.json_encoding import Malformed, checked, document_of, fill, read_json
 from tracetune.adapters.otlp.signals import LOGS, TRACES
 
-UNHURRIED = settings(deadline=None)  # machines may be busy
 TEXTS = st.text(max_size=8)
 NUMBERS = st.integers(0, 2**64 - 1)
 
@@ -76,7 +75,6 @@ RECORDS = st.builds(
 )
 
 
-@UNHURRIED
 @given(SPANS | RECORDS)
 def test_a_message_is_the_same_after_json(message):
     """A message as JSON, through text, and back is the same message; checking what is canonical changes nothing."""
@@ -88,7 +86,6 @@ def test_a_message_is_the_same_after_json(message):
     assert again == message
 
 
-@UNHURRIED
 @given(SPANS)
 def test_json_is_protobufs_own_but_for_ids_and_enums(span):
     """Where OTLP does not say otherwise, our JSON is what protobuf's own writer gives."""
@@ -189,7 +186,6 @@ def test_a_foreign_record_gets_the_same_id_whenever_it_comes():
     assert ids[0].encode() in read_protobuf(message.SerializeToString(), LOGS).lines[0].text
 
 
-@UNHURRIED
 @given(
     sizes=st.lists(st.integers(0, 3000), min_size=1, max_size=40),
     resource_size=st.sampled_from([0, 100, 300_000, 3_000_000]),

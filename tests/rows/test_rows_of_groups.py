@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from row_batches import QUESTION, answer, batch_of, batches, said
 
 from tracetune.errors import InvalidInput
@@ -159,7 +159,6 @@ def test_a_way_that_is_not_there_is_refused():
         preference_rows(batch_of(), form="dpo")  # type: ignore[arg-type]
 
 
-@settings(deadline=None)  # machines may be busy
 @given(batches())
 def test_every_member_is_in_a_row_or_counted(batch):
     """Of any batch, members in rows and members skipped are all members, and no row stands twice."""
@@ -171,7 +170,6 @@ def test_every_member_is_in_a_row_or_counted(batch):
         assert len(set(lines)) == len(lines)
 
 
-@settings(deadline=None)  # machines may be busy
 @given(batches())
 def test_no_pair_prefers_what_was_worth_less(batch):
     """Each pair is of one prompt, and in some group the mean reward of the better is above the other's."""

@@ -46,7 +46,7 @@ def test_invocations_are_dense_over_the_executions_that_made_a_call(path):
     assert values(Store(path), "SELECT invocation, turn FROM calls ORDER BY started_at") == [(0, 0), (1, 0), (1, 1)]
 
 
-@settings(max_examples=3, deadline=None)
+@settings(max_examples=3)
 @given(order=st.permutations(range(4)))
 def test_invocations_follow_the_order_of_entry_whenever_they_arrive(tmp_path_factory, order):
     """A call that arrives later but was entered earlier moves the others up."""
@@ -60,7 +60,7 @@ def test_invocations_follow_the_order_of_entry_whenever_they_arrive(tmp_path_fac
     ]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     recorded=st.lists(st.tuples(*3 * [st.integers(0, 2)]), min_size=2, max_size=7),
     first=st.integers(0, 7),

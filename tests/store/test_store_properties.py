@@ -71,7 +71,7 @@ def in_one_go(prepared):
     return ingested(prepared, [LINES], chunk_bytes=1 << 20, rounds=1)
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(data=st.data())
 def test_the_order_of_lines_and_how_they_are_cut_change_nothing(prepared, in_one_go, data):
     """The same lines in any order, in any segments, chunks and transactions, some twice, make the same tables."""
@@ -187,7 +187,7 @@ def read_both_ways(connection, lines, tables):
     return quick, careful
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(lines=st.lists(spans(), min_size=1, max_size=12), sampled=st.sampled_from([1, 400]))
 def test_the_quick_way_and_the_careful_way_read_the_same(tables, lines, sampled):
     """What DuckDB makes of a plain line is what the decoder in Python makes of it, whichever lines the sample had."""
@@ -221,7 +221,7 @@ def records(draw):
     return encoding.record_line(event, body, attributes, START)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(lines=st.lists(records(), min_size=1, max_size=12))
 def test_the_quick_way_and_the_careful_way_read_the_same_records(tables, lines):
     """What DuckDB makes of a plain record is what the decoder in Python makes of it."""

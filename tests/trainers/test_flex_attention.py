@@ -68,7 +68,7 @@ def visible(row: Row, size: int) -> Tensor:
     return expected
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(members=some_members)
 def test_a_node_sees_what_leads_to_it_and_nothing_else(members):
     """The dense mask and the rule and blocks for flex attention say so alike, over rows of several lengths."""

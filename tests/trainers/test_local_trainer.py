@@ -77,7 +77,7 @@ def test_the_same_seed_and_batches_give_the_same_weights(make_trainer, model):
     assert not all(torch.equal(trained[0][name], trained[2][name]) for name in trained[0])
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_order_and_budget_change_nothing(make_trainer, tmp_path_factory, data):
     """The order of groups and members, and how much goes into one forward, change no gradient beyond rounding."""

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tracetune.trainers.local.importance import truncated_importance
@@ -161,7 +161,6 @@ def test_weights_of_a_token(name, weight):
     assert LOSSES[name].weight(counts) == pytest.approx(weight)
 
 
-@settings(deadline=None)
 @given(tokens)
 def test_the_loss_is_never_below_the_unclipped_one(rows):
     """Clipping only ever takes gain away: it is a lower bound of the unclipped objective."""
@@ -170,7 +169,6 @@ def test_the_loss_is_never_below_the_unclipped_one(rows):
     assert (losses.loss_T >= -torch.exp(logprobs - old) * advantages - 1e-4).all()
 
 
-@settings(deadline=None)
 @given(tokens)
 def test_the_penalty_is_never_negative(rows):
     """The k3 estimate is 0 where the probabilities agree, and positive elsewhere."""

@@ -76,7 +76,6 @@ def test_a_completion_of_one_token_reads_the_prompt_alone():
     assert row.readings[0].nodes.tolist() == [1]
 
 
-@settings(deadline=None)
 @given(members=some_members, budget=st.integers(1, 40), cost=st.sampled_from([ONE_TREE, PATHS_ONLY, Cost(10.0, 1.0)]))
 def test_every_member_is_in_one_row_within_the_budget(members, budget, cost):
     """No member is lost or doubled, and only a member alone may exceed the budget."""
@@ -85,7 +84,6 @@ def test_every_member_is_in_one_row_within_the_budget(members, budget, cost):
     assert all(len(row) <= budget or row.is_path for row in rows)
 
 
-@settings(deadline=None)
 @given(members=some_members)
 def test_free_attention_computes_every_prefix_once(members):
     """Where a mask costs nothing, there are as many nodes as different beginnings among all members."""
@@ -94,7 +92,6 @@ def test_free_attention_computes_every_prefix_once(members):
     assert sum(map(len, cut_rows(members, cost=ONE_TREE, budget=1000))) == len(beginnings)
 
 
-@settings(deadline=None)
 @given(members=some_members)
 def test_dear_attention_makes_paths(members):
     """Where a mask costs more than anything, nothing branches; without sharing each member has its own row."""
@@ -102,7 +99,7 @@ def test_dear_attention_makes_paths(members):
     assert len(cut_rows(members, cost=ONE_TREE, budget=1000, share=False)) == len(members)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(members=some_members, name=st.sampled_from(sorted(MODELS)), budget=st.integers(5, 60))
 def test_log_probabilities_are_those_of_the_member_alone(members, name, budget):
     """Trees, paths, budgets and temperatures change no log-probability beyond rounding."""
