@@ -1,6 +1,7 @@
 """The data's side: the store, its schema, and how calls are aligned into groups."""
 
 from tracetune.grouping.ingest import IngestReport
+from tracetune.grouping.limits import QueryLimits
 from tracetune.grouping.lint import FINDINGS, Finding, LintReport, ModuleLint
 from tracetune.grouping.programmatic import CallRow, RolloutRow
 from tracetune.grouping.results import Result
@@ -13,6 +14,7 @@ __all__ = [
     "IngestReport",
     "LintReport",
     "ModuleLint",
+    "QueryLimits",
     "Result",
     "RolloutRow",
     "Store",

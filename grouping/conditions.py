@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tracetune.errors import QueryError
+from tracetune.grouping.read_only import check_expression
 
 if TYPE_CHECKING:
     import duckdb
@@ -14,10 +15,11 @@ def check_condition(connection: duckdb.DuckDBPyConnection, where: str, view: str
     """Refuse what is not one condition over the columns of a view, before anything runs.
 
     Raises:
-        QueryError: if it is several statements.
+        QueryError: if the text is not one expression, or calls a function that acts.
         duckdb.Error: if DuckDB refuses it.
     """
-    statement = f"EXPLAIN SELECT 1 FROM {view} WHERE (\n{where}\n)"  # noqa: S608  a condition in SQL is what is asked for
-    if len(connection.extract_statements(statement)) != 1:
-        raise QueryError(f"where={where!r} is not a condition but several statements; pass one condition over {view}")
-    connection.execute(statement)
+    try:
+        check_expression(connection, where)
+    except QueryError as error:
+        raise QueryError(f"where={where!r} is not one condition over {view}: {error}") from error
+    connection.execute(f"EXPLAIN SELECT 1 FROM {view} WHERE (\n{where}\n)")  # noqa: S608  a condition in SQL is what is asked for

@@ -23,18 +23,29 @@ from tracetune.errors import InvalidInput, StoreLocked, StoreNotFound, StoreVers
 _HOLDER = re.compile(r"Conflicting lock is held in (?P<command>.*?)\s*\(PID (?P<pid>\d+)\)", re.DOTALL)
 _SIZE = re.compile(r"\s*(?P<number>\d+(\.\d+)?)\s*(?P<unit>[KMGT])(?P<binary>i?)B\s*", re.IGNORECASE)
 _POLL_SECONDS = 0.02
+# Where what DuckDB uses on disk is bounded, so many times what it may use in memory.
+_SPILL = 4
 # Rows that are written are compressed a group at a time, on one core each: texts are long, and small groups
 # keep all cores busy.
 ROW_GROUP_ROWS = 24_576
 # The first format that knows zstd, so that every DuckDB since 1.2 can read the files.
 FORMAT = f"STORAGE_VERSION 'v1.2.0', ROW_GROUP_SIZE {ROW_GROUP_ROWS}"
+Config = dict[str, str | bool | int | float | list[str]]
+"""Settings of DuckDB, as `duckdb.connect` takes them."""
+
 _turns: dict[Path, threading.RLock] = {}
 _turns_lock = threading.Lock()
 
 
 @contextmanager
 def connected(
-    path: Path, *, read_only: bool, closed_off: bool, wait: float, memory_limit: str
+    path: Path,
+    *,
+    read_only: bool,
+    closed_off: bool,
+    wait: float,
+    memory_limit: str,
+    temporary_folder: Path | None = None,
 ) -> Iterator[duckdb.DuckDBPyConnection]:
     """A connection to a store's file, closed at the end of the block.
 
@@ -45,6 +56,8 @@ def connected(
             other files, load no extension and change no setting.
         wait: seconds to wait for another process that holds it.
         memory_limit: as DuckDB writes it: "4GB". Beyond it DuckDB works on disk.
+        temporary_folder: where DuckDB works on disk, to a bound, while it reads; by default in `<path>.tmp`
+            and without a bound.
 
     Raises:
         StoreLocked: if another process still holds the file after `wait` seconds, or this one
@@ -52,27 +65,39 @@ def connected(
         StoreNotFound: if it is to be read and is not there, or its folder is missing.
         StoreVersionError: if it is not a DuckDB file.
     """
-    with _turn(path):
-        connection = _connect(path, read_only=read_only, closed_off=closed_off, wait=wait, memory_limit=memory_limit)
+    with turn(path):
+        config: Config = {}
+        if closed_off:
+            config["enable_external_access"] = False
+        if temporary_folder is not None:
+            config["temp_directory"] = str(temporary_folder)
+            config["max_temp_directory_size"] = f"{_SPILL * bytes_of(memory_limit)}B"
+        connection = _connect(path, config if read_only else None, wait=wait)
         try:
+            connection.execute("SET memory_limit = ?", [memory_limit])
+            # DuckDB draws one on stdout, among the data, wherever Python has no script: in `python -c`, a notebook.
+            connection.execute("SET enable_progress_bar = false")
+            if closed_off:
+                connection.execute("SET enable_external_access = false")
+                connection.execute("SET lock_configuration = true")
             yield connection
         finally:
             connection.close()
 
 
-def _turn(path: Path) -> threading.RLock:
+def turn(path: Path) -> threading.RLock:
+    """The lock by which the threads of this process take turns at a store."""
     with _turns_lock:
         return _turns.setdefault(path.resolve(), threading.RLock())
 
 
-def _connect(
-    path: Path, *, read_only: bool, closed_off: bool, wait: float, memory_limit: str
-) -> duckdb.DuckDBPyConnection:
+def _connect(path: Path, config: Config | None, *, wait: float) -> duckdb.DuckDBPyConnection:
+    """A connection that reads, with that configuration; one that writes where there is none."""
     deadline = time.monotonic() + wait
     while True:
         file = _inode(path)
         try:
-            connection = _reading(path, closed_off=closed_off) if read_only else _writing(path)
+            connection = _writing(path) if config is None else _reading(path, config)
         except duckdb.IOException as error:
             message = str(error)
             if "Could not set lock" not in message:
@@ -88,19 +113,13 @@ def _connect(
             if file is not None and file != _inode(path):
                 connection.close()  # a compacted one took its place while it was being opened
                 continue
-            connection.execute("SET memory_limit = ?", [memory_limit])
-            # DuckDB draws one on stdout, among the data, wherever Python has no script: in `python -c`, a notebook.
-            connection.execute("SET enable_progress_bar = false")
-            if closed_off:
-                connection.execute("SET lock_configuration = true")
             return connection
 
 
-def _reading(path: Path, *, closed_off: bool) -> duckdb.DuckDBPyConnection:
-    # DuckDB's read-only mode guards the file alone: COPY TO, read_csv and ATTACH reach all others without this.
-    if closed_off:
-        return duckdb.connect(path, read_only=True, config={"enable_external_access": "false"})
-    return duckdb.connect(path, read_only=True)
+def _reading(path: Path, config: Config) -> duckdb.DuckDBPyConnection:
+    # DuckDB's read-only mode guards the file alone: COPY TO, read_csv and ATTACH reach all others without
+    # a configuration. Given here and not by SET, it also keeps other connections of this process apart.
+    return duckdb.connect(path, read_only=True, config=config)
 
 
 def _writing(path: Path) -> duckdb.DuckDBPyConnection:
@@ -121,8 +140,12 @@ def _writing(path: Path) -> duckdb.DuckDBPyConnection:
     return connection
 
 
-def bytes_of(memory_limit: str) -> int:
+def bytes_of(size: str, name: str = "memory_limit") -> int:
     """A size as DuckDB writes it, in bytes.
+
+    Args:
+        size: such as "4GB".
+        name: of the setting, for the error.
 
     Raises:
         InvalidInput: if it is none.
@@ -131,10 +154,11 @@ def bytes_of(memory_limit: str) -> int:
         >>> bytes_of("512MiB")
         536870912
     """
-    size = _SIZE.fullmatch(str(memory_limit))
-    if size is None:
-        raise InvalidInput(f"memory_limit is a size such as '4GB' or '512MiB', not {memory_limit!r:.40}")
-    return int(float(size["number"]) * (1024 if size["binary"] else 1000) ** (1 + "KMGT".index(size["unit"].upper())))
+    found = _SIZE.fullmatch(str(size))
+    if found is None:
+        raise InvalidInput(f"{name} is a size such as '4GB' or '512MiB', not {size!r:.40}")
+    unit = (1024 if found["binary"] else 1000) ** (1 + "KMGT".index(found["unit"].upper()))
+    return int(float(found["number"]) * unit)
 
 
 def is_begun(path: Path) -> bool:

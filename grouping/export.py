@@ -37,7 +37,7 @@ class Export:
             exported, and what was recorded of them and of their runs; None: everything.
 
     Raises:
-        QueryError: at the first use, if DuckDB refuses the condition.
+        QueryError: if the condition is none, or DuckDB refuses it.
 
     Example:
         >>> store = Store("exported.duckdb")
@@ -51,6 +51,10 @@ class Export:
 
     store: Store
     where: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.where is not None:
+            self.store.check_condition(self.where)
 
     @property
     def n_spans(self) -> int:

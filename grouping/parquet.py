@@ -11,6 +11,7 @@ from tracetune.grouping.connections import quoted
 
 if TYPE_CHECKING:
     import duckdb
+    import pyarrow as pa
 
 # The day is that of the rollout, so that what belongs together lies together.
 _SOURCES = {
@@ -30,28 +31,40 @@ _SOURCES = {
 }
 
 
-def write_parquet(connection: duckdb.DuckDBPyConnection, folder: Path, where: str | None) -> dict[str, int]:
+def selected_rollouts(connection: duckdb.DuckDBPyConnection, where: str | None) -> pa.Table:
+    """The id, run and day of each rollout that a condition selects.
+
+    Args:
+        connection: open for reading, and closed off: the condition is somebody's SQL.
+        where: a condition over the columns of `rollouts`; None takes them all.
+
+    Raises:
+        QueryError: if the condition is none.
+    """
+    condition = "true" if where is None else where
+    check_condition(connection, condition, "rollouts")
+    selected = f"SELECT rollout_id, run, started_at::DATE AS day FROM rollouts WHERE (\n{condition}\n)"  # noqa: S608  a condition in SQL is what is asked for
+    return connection.execute(selected).to_arrow_table()
+
+
+def write_parquet(connection: duckdb.DuckDBPyConnection, folder: Path, selected: pa.Table) -> dict[str, int]:
     """Write rollouts, with their calls, spans and scores, as `<view>/run=…/day=…/*.parquet`.
 
     Args:
-        connection: open for reading.
+        connection: open for reading, not closed off, as it writes the files.
         folder: new, or empty.
-        where: a condition over the columns of `rollouts`; None takes them all.
+        selected: the rollouts, as `selected_rollouts` gives them.
 
     Returns:
         How many rows each view has there.
 
     Raises:
         InvalidInput: if the folder holds something.
-        QueryError: if the condition is none.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InvalidInput(f"{folder} is not an empty folder; name a new one for the Parquet files")
-    condition = "true" if where is None else where
-    check_condition(connection, condition, "rollouts")
     folder.mkdir(parents=True, exist_ok=True)
-    selected = f"SELECT rollout_id, run, started_at::DATE AS day FROM rollouts WHERE (\n{condition}\n)"  # noqa: S608  a condition in SQL is what is asked for
-    connection.execute(f"CREATE OR REPLACE TEMP TABLE selected AS {selected}")
+    connection.register("selected", selected)
     counts = {}
     for view, source in _SOURCES.items():
         rows = f"SELECT rows.*, run, day FROM ({source}) AS rows JOIN selected USING (rollout_id)"  # noqa: S608  our own names
@@ -60,5 +73,5 @@ def write_parquet(connection: duckdb.DuckDBPyConnection, folder: Path, where: st
         ).fetchone()
         assert answer is not None
         counts[view] = int(answer[0])
-    connection.execute("DROP TABLE selected")
+    connection.unregister("selected")
     return counts

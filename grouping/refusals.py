@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import duckdb
+WRITE_TO_DO_MORE = "sql(…, write=True) in Python may do more"
 
-# What it says where a connection is closed off, as `connections` opens those that only read.
+# DuckDB's words where a connection is closed off, as `connections` opens those that only read.
 _OUTSIDE = re.compile(
-    r"disabled (by|through) configuration|configuration has been locked|Cannot launch in-memory database"
+    r"disabled (by|through) config|configuration has been locked|Cannot launch in-memory database|"
+    r"file system operations are disabled"
 )
 
 
-def reason_of(error: duckdb.Error) -> str:
+def reason_of(error: Exception) -> str:
     """DuckDB's message as one sentence, without its picture of the query."""
     message = str(error).split("\n\nLINE ")[0]
     if _OUTSIDE.search(message):
         return (
-            "the query reaches outside of the store (files, extensions, settings), and is only allowed to read what is "
-            "in it; from Python, sql(…, write=True) may"
+            "the query reaches outside of the store (files, extensions, settings), and is only allowed to read the "
+            f"store; {WRITE_TO_DO_MORE}"
         )
     if "read-only mode" in message:
-        return (
-            "the query would change the store, and is only allowed to read; from Python, sql(…, write=True) may write"
-        )
+        return f"the query would change the store, and is only allowed to read; {WRITE_TO_DO_MORE}"
     return " ".join(message.split())

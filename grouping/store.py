@@ -18,12 +18,16 @@ from tracetune.errors import InvalidInput, QueryError, StoreError, StoreNotFound
 from tracetune.grouping import ingest, schema, segments
 from tracetune.grouping.batches import group_batch
 from tracetune.grouping.compacting import compact
+from tracetune.grouping.conditions import check_condition
 from tracetune.grouping.connections import bytes_of, connected, is_begun
 from tracetune.grouping.deleting import delete_rollouts
 from tracetune.grouping.ingest import IngestReport
+from tracetune.grouping.isolation import isolated_answer
+from tracetune.grouping.limits import QueryLimits, limited_answer
 from tracetune.grouping.lint import LintReport, lint
-from tracetune.grouping.parquet import write_parquet
+from tracetune.grouping.parquet import selected_rollouts, write_parquet
 from tracetune.grouping.programmatic import RolloutRow, write_rollouts
+from tracetune.grouping.read_only import check_query
 from tracetune.grouping.refusals import reason_of
 from tracetune.grouping.results import Result
 from tracetune.grouping.scores import score_rows
@@ -82,35 +86,65 @@ class Store:
         return f"Store({str(self.path)!r})"
 
     def sql(
-        self, query: str, params: Sequence[Any] | Mapping[str, Any] | None = None, *, write: bool = False
+        self,
+        query: str,
+        params: Sequence[Any] | Mapping[str, Any] | None = None,
+        *,
+        write: bool = False,
+        isolated: bool = False,
+        limits: QueryLimits | None = None,
     ) -> Result:
         """The answer to a query over the views and tables of `docs/store.md`, read into memory.
 
-        A query sees the store alone: without `write=True` no other file is read or written.
+        Without `write=True` a query is one SELECT, or EXPLAIN of one, of functions that only
+        compute. It sees the store alone: no other file is read or written.
 
         Args:
-            query: one SQL statement, or several: the last one's answer counts.
+            query: one SQL statement; with `write=True` several are allowed, and the last
+                one's answer counts.
             params: values for `?` or `$name` in the query.
             write: allow statements that change the store, and that read and write other files;
                 you are on your own then.
+            isolated: run the query in a process of its own, within limits. For queries of
+                somebody else, or of a model: whatever they do to DuckDB, this process goes on.
+            limits: how long the query may take, and how large its answer may be. By default
+                an isolated query has `QueryLimits()`, and any other has none.
 
         Raises:
-            QueryError: if DuckDB refuses the query, or it writes or reaches outside of the
-                store without `write=True`.
+            QueryError: if DuckDB refuses the query, or it does more than read the store
+                without `write=True`, or it ended the process that it was isolated in.
+            QueryLimitReached: if it passes one of its limits.
+            InvalidInput: if it is to write and to be isolated or limited.
 
         Example:
             >>> Store("empty.duckdb").sql("SELECT count(*) AS n FROM calls WHERE run = ?", ["try-1"]).rows()
             [{'n': 0}]
         """
+        if write and (isolated or limits is not None):
+            raise InvalidInput("a query that may write is neither isolated nor limited; leave out isolated and limits")
         if write:
             self._refuse_if_read_only("sql(write=True)")
         self.ingest()
+        if isolated:
+            return Result(
+                isolated_answer(
+                    self.path,
+                    query,
+                    params,
+                    limits=limits or QueryLimits(),
+                    wait=self._wait,
+                    memory_limit=self._memory_limit,
+                )
+            )
         with self._connected(read_only=not write) as connection:
             try:
-                if not connection.extract_statements(query):
+                if not write:
+                    check_query(connection, query)
+                elif not connection.extract_statements(query):
                     raise QueryError("the query is empty; give a statement, such as FROM rollouts")
-                answer = connection.execute(query, params)
-                return Result(answer.to_arrow_table())
+                if limits is not None:
+                    return Result(limited_answer(connection, query, params, limits))
+                return Result(connection.execute(query, params).to_arrow_table())
             except duckdb.Error as error:
                 raise QueryError(reason_of(error)) from error
 
@@ -279,7 +313,7 @@ class Store:
         """
         self._refuse_if_read_only("delete")
         self.ingest()
-        with self._connected(read_only=False) as connection:
+        with self._connected(read_only=False, closed_off=True) as connection:
             try:
                 return delete_rollouts(connection, where)
             except duckdb.Error as error:
@@ -320,13 +354,28 @@ class Store:
             StoreError: if the files cannot be written.
         """
         self.ingest()
-        with self._connected(read_only=True, writes_files=True) as connection:
+        with self._connected(read_only=True) as connection:
             try:
-                return write_parquet(connection, Path(folder), where)
-            except (duckdb.IOException, OSError) as error:
-                raise StoreError(f"{folder} cannot be written ({error}); name another folder") from error
+                selected = selected_rollouts(connection, where)
             except duckdb.Error as error:
                 raise QueryError(f"nothing was exported with where={where!r}: {reason_of(error)}") from error
+        with self._connected(read_only=True, closed_off=False) as connection:
+            try:
+                return write_parquet(connection, Path(folder), selected)
+            except (duckdb.Error, OSError) as error:
+                raise StoreError(f"{folder} cannot be written ({error}); name another folder") from error
+
+    def check_condition(self, where: str) -> None:
+        """Refuse what is not one condition in SQL over the columns of `rollouts`.
+
+        Raises:
+            QueryError: if the condition is none, or DuckDB refuses it.
+        """
+        with self._connected(read_only=True) as connection:
+            try:
+                check_condition(connection, where, "rollouts")
+            except duckdb.Error as error:
+                raise QueryError(f"nothing is selected with where={where!r}: {reason_of(error)}") from error
 
     def _compact(self, connection: DuckDBPyConnection) -> None:
         try:
@@ -344,11 +393,13 @@ class Store:
             if schema.has_old_format(connection):
                 self._compact(connection)
 
-    def _connected(self, *, read_only: bool, writes_files: bool = False) -> AbstractContextManager[DuckDBPyConnection]:
+    def _connected(
+        self, *, read_only: bool, closed_off: bool | None = None
+    ) -> AbstractContextManager[DuckDBPyConnection]:
         return connected(
             self.path,
             read_only=read_only,
-            closed_off=read_only and not writes_files,
+            closed_off=read_only if closed_off is None else closed_off,
             wait=self._wait,
             memory_limit=self._memory_limit,
         )

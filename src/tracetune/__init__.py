@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tracetune.adapters import instrument, uninstrument
     from tracetune.errors import FormatError, RolloutClosed, TracetuneError
-    from tracetune.grouping import Store
+    from tracetune.grouping import QueryLimits, Store
     from tracetune.offline import OfflineResult, train
     from tracetune.online import Result, optimize
     from tracetune.recording import record
@@ -25,6 +25,7 @@ _HOMES = {
     "Grouping": "tracetune.types",
     "OfflineResult": "tracetune.offline",
     "Policy": "tracetune.types",
+    "QueryLimits": "tracetune.grouping",
     "Result": "tracetune.online",
     "RolloutClosed": "tracetune.errors",
     "Sampling": "tracetune.types",
@@ -52,6 +53,7 @@ __all__ = [
     "Grouping",
     "OfflineResult",
     "Policy",
+    "QueryLimits",
     "Result",
     "RolloutClosed",
     "Sampling",

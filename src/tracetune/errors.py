@@ -62,6 +62,10 @@ class QueryError(StoreError):
     """The store refused a query; the message has DuckDB's reason."""
 
 
+class QueryLimitReached(QueryError):
+    """A query took longer, or its answer was larger, than its limits allow."""
+
+
 class UnknownId(StoreError, KeyError):
     """A rollout or call id that the store does not hold."""
 

@@ -119,7 +119,7 @@ def test_a_condition_selects_calls():
         ("modul = 'act'", r'Referenced column "modul" not found'),
         ("module = ", r"syntax error"),
         ("", r"syntax error"),
-        ("true); DROP TABLE calls; SELECT (1", r"several statements"),
+        ("true); DROP TABLE calls; SELECT (1", r"is not one condition over calls: the query has 3 statements"),
         ("step::VARCHAR::DATE > '2026-01-01'", r"invalid date field format"),
     ],
 )

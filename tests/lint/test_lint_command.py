@@ -97,7 +97,7 @@ def test_lint_of_an_empty_store_is_an_empty_table(tmp_path):
     [
         (["none.duckdb"], "there is no store at none.duckdb; record into it first, or give another path"),
         (["STORE", "--where", "nothing = 1"], 'column "nothing" not found'),
-        (["STORE", "--where", "true); SELECT (1"], "is not a condition but several statements"),
+        (["STORE", "--where", "true); SELECT (1"], "is not one condition over calls: the query has 2 statements"),
     ],
 )
 def test_lint_refuses_in_one_sentence(store, arguments, complaint):

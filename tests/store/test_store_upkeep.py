@@ -101,7 +101,7 @@ def test_a_token_record_that_another_rollout_was_given_too_stays(path):
     ("where", "complaint"),
     [
         ("no_such_column = 1", "no_such_column.*not found"),
-        ("true); DROP TABLE spans; SELECT (true", "several statements"),
+        ("true); DROP TABLE spans; SELECT (true", "is not one condition over rollouts: the query has 3 statements"),
         ("", "syntax error"),
     ],
 )

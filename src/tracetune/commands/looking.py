@@ -83,14 +83,21 @@ def sql(
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON array, one object a line.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV with a header.")] = False,
     parquet: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a Parquet file.")] = None,
+    max_seconds: Annotated[float, typer.Option(metavar="S", help="How long the query may take.")] = 60,
+    max_rows: Annotated[int, typer.Option(metavar="N", help="How many rows the answer may have.")] = 1_000_000,
+    max_size: Annotated[str, typer.Option(metavar="SIZE", help="How large the answer may be.")] = "256MB",
 ) -> None:
     """Ask a store a question; nothing in it is changed.
 
-    The views are rollouts, calls, groups and group_members.
+    The views are rollouts, calls, groups and group_members. The query is one SELECT. It
+    runs in a process of its own, within limits.
     """
+    from tracetune.grouping import QueryLimits
+
     if as_json + as_csv + (parquet is not None) > 1:
         raise InvalidInput("--json, --csv and --parquet are three answers to one question; choose one of them")
-    answer = open_store(store).sql(query)
+    limits = QueryLimits(max_seconds, max_rows, max_size)
+    answer = open_store(store).sql(query, isolated=True, limits=limits)
     if parquet is not None:
         _write_parquet(answer, parquet, store)
         return
@@ -109,12 +116,14 @@ def groups(
     A group is the calls that are compared with each other. A constant one has members
     with equal rewards, which teach nothing.
     """
-    opened = open_store(store)
     # The line end keeps a comment at the end of the condition from swallowing the parenthesis.
-    selected = f"FROM groups WHERE ({where}\n)"
-    columns, rows = _rows(opened.sql(f"SELECT {_GROUP_COLUMNS} {selected} ORDER BY {_GROUP_ORDER} LIMIT {limit}"))
-    write_table(columns, rows, sys.stdout)
-    [(total,)] = _rows(opened.sql(f"SELECT count(*) {selected}"))[1]
+    query = f"""
+        SELECT {_GROUP_COLUMNS}, count(*) OVER () AS total FROM groups WHERE ({where}\n)
+        ORDER BY {_GROUP_ORDER} LIMIT {limit}
+    """  # noqa: S608  a condition in SQL is what is asked for
+    columns, rows = _rows(open_store(store).sql(query, isolated=True))
+    total = rows[0][-1] if rows else 0
+    write_table(columns[:-1], [row[:-1] for row in rows], sys.stdout)
     if total > len(rows):
         say(f"{len(rows)} of {total} groups are shown; --limit {total} shows them all")
 
