@@ -16,7 +16,7 @@ import duckdb
 import orjson
 
 from tracetune.errors import QueryError
-from tracetune.grouping.functions import HARMLESS, REFUSED
+from tracetune.grouping.functions import REFUSED, is_harmless
 from tracetune.grouping.refusals import WRITE_TO_DO_MORE, reason_of
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def check_query(connection: DuckDBPyConnection, query: str, *, checks_definition
             that acts, or one that nobody judged.
     """
     names = set(_functions_of(connection, query))
-    macros = _macros(connection) if checks_definitions or not names <= HARMLESS else {}
+    macros = _macros(connection) if checks_definitions or not all(map(is_harmless, names)) else {}
     _check_functions(connection, names, macros)
     if checks_definitions:
         for view, definition in _views(connection):
@@ -79,7 +79,7 @@ def _check_functions(connection: DuckDBPyConnection, names: set[str], macros: di
             raise QueryError(f"the query calls {name}, which {REFUSED[name]}; leave it out: {WRITE_TO_DO_MORE}")
         if name in macros:
             waiting |= set(_functions_of(connection, macros[name])) - seen
-        elif name not in HARMLESS and _is_of_duckdb(connection, name):
+        elif not is_harmless(name) and _is_of_duckdb(connection, name):
             raise QueryError(
                 f"the query calls {name}, which DuckDB {duckdb.__version__} has and this version of tracetune does not "
                 f"know; leave it out, or upgrade tracetune: {WRITE_TO_DO_MORE}"
