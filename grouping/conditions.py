@@ -14,9 +14,11 @@ def check_condition(connection: duckdb.DuckDBPyConnection, where: str, view: str
     """Refuse what is not one condition over the columns of a view, before anything runs.
 
     Raises:
-        QueryError: if it is several statements.
+        QueryError: if it is empty, or several statements.
         duckdb.Error: if DuckDB refuses it.
     """
+    if not where.strip():
+        raise QueryError(f'where={where!r} is empty; pass one condition over {view}, or "true" for all its rows')
     statement = f"EXPLAIN SELECT 1 FROM {view} WHERE (\n{where}\n)"  # noqa: S608  a condition in SQL is what is asked for
     if len(connection.extract_statements(statement)) != 1:
         raise QueryError(f"where={where!r} is not a condition but several statements; pass one condition over {view}")

@@ -25,7 +25,7 @@ from tracetune.grouping.lint import LintReport, lint
 from tracetune.grouping.parquet import write_parquet
 from tracetune.grouping.programmatic import RolloutRow, write_rollouts
 from tracetune.grouping.refusals import reason_of
-from tracetune.grouping.results import Result
+from tracetune.grouping.results import Result, read_table
 from tracetune.grouping.scores import score_rows
 from tracetune.tracer import names, spool_folder
 from tracetune.tracer.spool import Spool
@@ -109,8 +109,7 @@ class Store:
             try:
                 if not connection.extract_statements(query):
                     raise QueryError("the query is empty; give a statement, such as FROM rollouts")
-                answer = connection.execute(query, params)
-                return Result(answer.to_arrow_table())
+                return Result(read_table(connection, query, params))
             except duckdb.Error as error:
                 raise QueryError(reason_of(error)) from error
 
