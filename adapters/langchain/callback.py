@@ -137,6 +137,12 @@ def install() -> Callable[[], None]:
 
 def _locate() -> Context | None:
     """Where code runs: in a call that is being made, else in the node that LangChain's configuration tells of."""
+    # Asked by every decorator, of programs without LangChain too: they go on whatever LangChain keeps there.
+    context: Context | None = attempt("the place of code in a run of LangChain", _context_here)
+    return context
+
+
+def _context_here() -> Context | None:
     for run in _announced.get():
         if run.call is not None and run.call.is_alone and not run.has_answered:
             return run.call.context
