@@ -13,9 +13,12 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import openai
 import pytest
 
+import tracetune
 from tracetune.adapters.patching import replace
+from tracetune.errors import TracetuneWarning
 
 
 class Stand(NamedTuple):
@@ -298,3 +301,21 @@ def test_every_function_is_put_back_although_one_cannot_be() -> None:
     assert (Heir().send(), Heir().close(), "send" in vars(Heir)) == ("sent", "closed", False)
     Heir.is_stubborn = False
     assert set(vars(Heir)) == set(originals)
+
+
+def test_a_request_that_cannot_be_read_goes_out(client: openai.OpenAI, model_server: Any, store: Path) -> None:
+    """The program has its answer, and is warned once that the requests are missing."""
+
+    class Message(dict[str, Any]):
+        def model_dump(self, **_: Any) -> dict[str, Any]:
+            raise RuntimeError("no dump")
+
+    asked = Message(role="user", content="who?")
+    with tracetune.record(store, instrument=["openai"]) as recording:
+        with pytest.warns(
+            TracetuneWarning, match=r"a request of openai could not be recorded \(RuntimeError: no dump\)"
+        ):
+            client.chat.completions.create(model="tiny", messages=[asked])  # type: ignore[list-item]  # hostile
+        client.chat.completions.create(model="tiny", messages=[asked])  # type: ignore[list-item]  # hostile
+        assert recording.counts.spans == 0
+    assert [body["messages"] for _, body in model_server.requests] == [[{"role": "user", "content": "who?"}]] * 2
