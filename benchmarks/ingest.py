@@ -117,10 +117,10 @@ def check_equal(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
     for name, table in ours.items():
         connection.register("ours", table)
         connection.register("theirs", theirs[name])
-        differing = connection.execute(
+        [(differing,)] = connection.execute(
             "SELECT count(*) FROM ((FROM ours EXCEPT ALL FROM theirs) UNION ALL (FROM theirs EXCEPT ALL FROM ours))"
-        ).fetchone()
-        assert differing == (0,), f"{name}: {differing} rows differ"
+        ).fetchall()
+        assert differing == 0, f"{name}: {differing} rows differ"
 
 
 def write_spool(segment: Path, n_spans: int) -> int:

@@ -52,13 +52,11 @@ def write_parquet(connection: duckdb.DuckDBPyConnection, folder: Path, where: st
     folder.mkdir(parents=True, exist_ok=True)
     selected = f"SELECT rollout_id, run, started_at::DATE AS day FROM rollouts WHERE (\n{condition}\n)"  # noqa: S608  a condition in SQL is what is asked for
     connection.execute(f"CREATE OR REPLACE TEMP TABLE selected AS {selected}")
-    counts = {}
+    counts: dict[str, int] = {}
     for view, source in _SOURCES.items():
         rows = f"SELECT rows.*, run, day FROM ({source}) AS rows JOIN selected USING (rollout_id)"  # noqa: S608  our own names
-        answer = connection.execute(
+        [(counts[view],)] = connection.execute(
             f"COPY ({rows}) TO {quoted(folder / view)} (FORMAT parquet, COMPRESSION zstd, PARTITION_BY (run, day))"
-        ).fetchone()
-        assert answer is not None
-        counts[view] = int(answer[0])
+        ).fetchall()
     connection.execute("DROP TABLE selected")
     return counts
