@@ -6,7 +6,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint benchmarks clean
+.PHONY: help demo test lint versions benchmarks clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -36,6 +36,9 @@ lint: $(VENV)/dev.installed  ## ruff, mypy and the import contracts
 	$(BIN)/mypy -p tracetune
 	$(BIN)/mypy typing_tests
 	$(BIN)/lint-imports
+
+versions: $(VENV)/dev.installed  ## try the oldest and the newest version of each dependency (takes an hour or more)
+	$(BIN)/python tests/versions.py
 
 benchmarks: $(VENV)/dev.installed  ## print the table of every benchmark (wants a quiet machine)
 	@for script in benchmarks/*.py; do echo "# $$script"; HF_HUB_OFFLINE=1 $(BIN)/python "$$script"; done

@@ -22,36 +22,31 @@ from dspy.utils.exceptions import AdapterParseError
 from opentelemetry import context as otel_context
 from opentelemetry.context import Context
 
+from tracetune.adapters.patching import attempt, replace
 from tracetune.tracer import Choice, LMCall, Node, OpenExecution, count_as_format_error, session
 from tracetune.tracer.scope import current_scope, enclosing_context
 
 _NAMES = otel_context.create_key("tracetune-dspy-predictors")
+_EXECUTION = "a module or tool of DSPy"
 _SAMPLING = ("temperature", "top_p", "top_k", "max_tokens", "seed", "stop", "n")
 
 
 def install() -> Callable[[], None]:
     """Wrap modules, tools and requests; gives the function that puts the originals back."""
-    originals: list[tuple[Any, str, Any]] = [
-        *((dspy.Module, name, dspy.Module.__dict__[name]) for name in ("__call__", "acall")),
-        *((Tool, name, Tool.__dict__[name]) for name in ("__call__", "acall")),
-        *((requests, name, getattr(requests, name)) for name in ("execute", "aexecute")),
-    ]
-    module, module_later, tool, tool_later, execute, aexecute = (original for _, _, original in originals)
-    wrappers = (
-        _within(module, _begin_module),
-        _within_later(module_later, _begin_module),
-        _within(tool, _begin_tool),
-        _within_later(tool_later, _begin_tool),
-        _request(execute),
-        _request_later(aexecute),
+    put_back = replace(
+        [
+            (dspy.Module, "__call__", lambda original: _within(original, _begin_module)),
+            (dspy.Module, "acall", lambda original: _within_later(original, _begin_module)),
+            (Tool, "__call__", lambda original: _within(original, _begin_tool)),
+            (Tool, "acall", lambda original: _within_later(original, _begin_tool)),
+            (requests, "execute", _request),
+            (requests, "aexecute", _request_later),
+        ]
     )
-    for (place, name, _), wrapper in zip(originals, wrappers, strict=True):
-        setattr(place, name, wrapper)
     count_no_more = count_as_format_error(AdapterParseError)
 
     def undo() -> None:
-        for place, name, original in originals:
-            setattr(place, name, original)
+        put_back()
         count_no_more()
 
     return undo
@@ -66,16 +61,19 @@ def _within(original: Callable[..., Any], begin: Begin) -> Callable[..., Any]:
     def call(instance: Any, *args: Any, **kwargs: Any) -> Any:
         if session.active is None:
             return original(instance, *args, **kwargs)
-        context, execution = begin(instance, {**kwargs, **({"args": args} if args else {})})
+        begun = attempt(_EXECUTION, begin, instance, {**kwargs, **({"args": args} if args else {})})
+        if begun is None:
+            return original(instance, *args, **kwargs)
+        context, execution = begun
         token = otel_context.attach(context)
         try:
             result = original(instance, *args, **kwargs)
         except BaseException as error:
-            _end(execution, None, error)
+            attempt(_EXECUTION, _end, execution, None, error)
             raise
         finally:
             otel_context.detach(token)
-        _end(execution, result, None)
+        attempt(_EXECUTION, _end, execution, result, None)
         return result
 
     return call
@@ -86,16 +84,19 @@ def _within_later(original: Callable[..., Any], begin: Begin) -> Callable[..., A
     async def call(instance: Any, *args: Any, **kwargs: Any) -> Any:
         if session.active is None:
             return await original(instance, *args, **kwargs)
-        context, execution = begin(instance, {**kwargs, **({"args": args} if args else {})})
+        begun = attempt(_EXECUTION, begin, instance, {**kwargs, **({"args": args} if args else {})})
+        if begun is None:
+            return await original(instance, *args, **kwargs)
+        context, execution = begun
         token = otel_context.attach(context)
         try:
             result = await original(instance, *args, **kwargs)
         except BaseException as error:
-            _end(execution, None, error)
+            attempt(_EXECUTION, _end, execution, None, error)
             raise
         finally:
             otel_context.detach(token)
-        _end(execution, result, None)
+        attempt(_EXECUTION, _end, execution, result, None)
         return result
 
     return call
@@ -145,17 +146,17 @@ def _predictors(module: Any) -> dict[int, str]:
 
 def _request(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
-    def execute(lm: Any, call: Any) -> Any:
-        begun = _begin_call(lm, call)
-        if begun is None:
-            return original(lm, call)
+    def execute(lm: Any, call: Any, *args: Any, **kwargs: Any) -> Any:
+        asked = attempt("a request of DSPy", _begin_call, lm, call)
+        if asked is None:
+            return original(lm, call, *args, **kwargs)
         try:
-            with begun.entered():
-                result = original(lm, call)
+            with asked.entered():
+                result = original(lm, call, *args, **kwargs)
         except BaseException as error:
-            begun.fail(error)
+            asked.fail(error)
             raise
-        _answered(begun, lm, call, result)
+        _answered(asked, lm, call, result)
         return result
 
     return execute
@@ -163,17 +164,17 @@ def _request(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _request_later(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
-    async def aexecute(lm: Any, call: Any) -> Any:
-        begun = _begin_call(lm, call)
-        if begun is None:
-            return await original(lm, call)
+    async def aexecute(lm: Any, call: Any, *args: Any, **kwargs: Any) -> Any:
+        asked = attempt("a request of DSPy", _begin_call, lm, call)
+        if asked is None:
+            return await original(lm, call, *args, **kwargs)
         try:
-            with begun.entered():
-                result = await original(lm, call)
+            with asked.entered():
+                result = await original(lm, call, *args, **kwargs)
         except BaseException as error:
-            begun.fail(error)
+            asked.fail(error)
             raise
-        _answered(begun, lm, call, result)
+        _answered(asked, lm, call, result)
         return result
 
     return aexecute
@@ -193,21 +194,21 @@ def _begin_call(lm: Any, call: Any, *, is_made: bool = False) -> LMCall | None:
     )
 
 
-def _answered(begun: LMCall, lm: Any, call: Any, result: Any) -> None:
+def _answered(asked: LMCall, lm: Any, call: Any, result: Any) -> None:
     """End the call; where DSPy made a request for each choice, each is a call."""
     try:
         if not result.responses:
-            begun.end(**_legacy(result))
+            asked.end(**_legacy(result))
             return
         first, *others = result.responses
-        begun.end(**_response(first))
+        asked.end(**_response(first))
         for other in others:
             further = _begin_call(lm, call, is_made=True)
             if further is not None:
                 further.end(**_response(other))
     except Exception as error:  # noqa: BLE001  the program asked for the result, not for our reading of it
-        begun.unreadable(error)
-        begun.end()
+        asked.unreadable(error)
+        asked.end()
 
 
 def _response(response: Any) -> dict[str, Any]:

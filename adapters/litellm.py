@@ -10,50 +10,38 @@ recorded when the process ends.
 
 from __future__ import annotations
 
-import importlib
 import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from litellm.chat_completions import dispatch
 from litellm.litellm_core_utils.streaming_handler import CustomStreamWrapper
 from litellm.types.utils import ModelResponse
 
 from tracetune.adapters.openai_chunks import Collected
-from tracetune.errors import MissingDependency
+from tracetune.adapters.patching import attempt, replace
 from tracetune.tracer import Choice, LMCall
 
 _SAMPLING = ("temperature", "top_p", "top_k", "max_tokens", "seed", "stop", "n")
-_PLAIN = (int, float, str, list, tuple)
-_DISPATCHERS = ("_DISPATCH", "_ADISPATCH")
 
 # What the streams that are being read have brought so far.
 _streams: weakref.WeakKeyDictionary[CustomStreamWrapper, Collected] = weakref.WeakKeyDictionary()
 
 
 def install() -> Callable[[], None]:
-    """Wrap both dispatchers, and the stream's two ways to be read; gives the function that undoes that.
+    """Wrap both dispatchers, and the stream's two ways to be read; gives the function that undoes that."""
+    return replace(
+        [
+            *((dispatch, name, _Dispatcher) for name in ("_DISPATCH", "_ADISPATCH")),
+            (CustomStreamWrapper, "__next__", _observed),
+            (CustomStreamWrapper, "__anext__", _observed_async),
+            (CustomStreamWrapper, "close", _closing),
+            (CustomStreamWrapper, "aclose", _closing_async),
+        ]
+    )
 
-    Raises:
-        MissingDependency: if litellm is too old to have a dispatcher.
-    """
-    try:
-        module = importlib.import_module("litellm.chat_completions.dispatch")
-        originals: list[tuple[Any, str, Any]] = [(module, name, getattr(module, name)) for name in _DISPATCHERS]
-    except (ImportError, AttributeError) as error:
-        raise MissingDependency(
-            'the adapter "litellm" needs litellm 1.110 or newer; install it with pip install -U litellm'
-        ) from error
-    for place, name, original in originals:
-        setattr(place, name, _Dispatcher(original))
-    read, read_async = CustomStreamWrapper.__next__, CustomStreamWrapper.__anext__
-    close, close_async = CustomStreamWrapper.close, CustomStreamWrapper.aclose
-    originals += [
-        (CustomStreamWrapper, "__next__", read),
-        (CustomStreamWrapper, "__anext__", read_async),
-        (CustomStreamWrapper, "close", close),
-        (CustomStreamWrapper, "aclose", close_async),
-    ]
 
+def _observed(read: Callable[..., Any]) -> Callable[..., Any]:
     def observed(stream: CustomStreamWrapper) -> Any:
         collected = _reading(stream)
         try:
@@ -63,32 +51,36 @@ def install() -> Callable[[], None]:
             raise
         return _passed(collected, chunk)
 
-    async def observed_async(stream: CustomStreamWrapper) -> Any:
+    return observed
+
+
+def _observed_async(read: Callable[..., Any]) -> Callable[..., Any]:
+    async def observed(stream: CustomStreamWrapper) -> Any:
         collected = _reading(stream)
         try:
-            chunk = await read_async(stream)
+            chunk = await read(stream)
         except BaseException as error:
             _broken(collected, error)
             raise
         return _passed(collected, chunk)
 
+    return observed
+
+
+def _closing(close: Callable[..., Any]) -> Callable[..., Any]:
     def closed(stream: CustomStreamWrapper) -> None:
         close(stream)
         _closed(stream)
 
-    async def closed_async(stream: CustomStreamWrapper) -> None:
-        await close_async(stream)  # type: ignore[no-untyped-call]  # litellm has not typed it
+    return closed
+
+
+def _closing_async(close: Callable[..., Any]) -> Callable[..., Any]:
+    async def closed(stream: CustomStreamWrapper) -> None:
+        await close(stream)
         _closed(stream)
 
-    wrappers: tuple[Callable[..., Any], ...] = (observed, observed_async, closed, closed_async)
-    for (place, name, _), wrapper in zip(originals[2:], wrappers, strict=True):
-        setattr(place, name, wrapper)
-
-    def undo() -> None:
-        for place, name, original in originals:
-            setattr(place, name, original)
-
-    return undo
+    return closed
 
 
 class _Dispatcher:
@@ -99,7 +91,7 @@ class _Dispatcher:
 
     def run(self, arguments: tuple[Any, ...], keywords: Mapping[str, Any], **how: Any) -> Any:
         asked = dict(keywords)
-        call = _begin(arguments, asked)
+        call = attempt("a request of litellm", _begin, arguments, asked)
         if call is None:
             return self._original.run(arguments, keywords, **how)
         try:
@@ -113,7 +105,7 @@ class _Dispatcher:
 
     async def arun(self, arguments: tuple[Any, ...], keywords: Mapping[str, Any], **how: Any) -> Any:
         asked = dict(keywords)
-        call = _begin(arguments, asked)
+        call = attempt("a request of litellm", _begin, arguments, asked)
         if call is None:
             return await self._original.arun(arguments, keywords, **how)
         try:

@@ -19,6 +19,7 @@ from openai.resources.chat.completions import AsyncCompletions, Completions
 from openai.types.chat import ChatCompletion
 
 from tracetune.adapters.openai_chunks import Collected
+from tracetune.adapters.patching import attempt, replace
 from tracetune.tracer import Choice, LMCall
 
 _SAMPLING = ("temperature", "top_p", "max_tokens", "seed", "stop", "n")
@@ -26,25 +27,14 @@ _SAMPLING = ("temperature", "top_p", "max_tokens", "seed", "stop", "n")
 
 def install() -> Callable[[], None]:
     """Wrap the resource classes' methods; gives the function that puts the originals back."""
-    originals = [
-        (resource, name, resource.__dict__[name])
-        for resource in (Completions, AsyncCompletions)
-        for name in ("create", "parse")
-    ]
-    for resource, name, original in originals:
-        setattr(resource, name, (_wrapped if resource is Completions else _wrapped_async)(original))
-
-    def undo() -> None:
-        for resource, name, original in originals:
-            setattr(resource, name, original)
-
-    return undo
+    wrappers = ((Completions, _wrapped), (AsyncCompletions, _wrapped_async))
+    return replace([(resource, name, wrapped) for resource, wrapped in wrappers for name in ("create", "parse")])
 
 
 def _wrapped(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def request(resource: Any, **arguments: Any) -> Any:
-        call = _begin(arguments)
+        call = attempt("a request of openai", _begin, arguments)
         if call is None:
             return original(resource, **arguments)
         try:
@@ -62,7 +52,7 @@ def _wrapped(original: Callable[..., Any]) -> Callable[..., Any]:
 def _wrapped_async(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     async def request(resource: Any, **arguments: Any) -> Any:
-        call = _begin(arguments)
+        call = attempt("a request of openai", _begin, arguments)
         if call is None:
             return await original(resource, **arguments)
         try:

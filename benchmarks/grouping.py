@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tracetune.grouping.batches import aligned, group_batch
+from tracetune.grouping.results import read_table
 from tracetune.types import Grouping
 
 BAR = 12.0
@@ -74,7 +75,7 @@ def build(calls: int) -> duckdb.DuckDBPyConnection:
 
 def grouped_by_duckdb(connection: duckdb.DuckDBPyConnection) -> pa.Table:
     """DuckDB's own GROUP BY."""
-    return connection.execute(GROUP_BY).to_arrow_table()
+    return read_table(connection, GROUP_BY)
 
 
 def grouped_with_advantages(connection: duckdb.DuckDBPyConnection) -> pa.Table:

@@ -29,6 +29,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, SpanKind
 
 from tracetune.grouping import Store
+from tracetune.grouping.results import read_table
 from tracetune.tracer import encoding, names
 
 BAR = 0.60
@@ -105,11 +106,7 @@ def finished_rows(store: Path) -> dict[str, Any]:
     """Every row of every table that ingest filled."""
     with duckdb.connect(store, read_only=True) as connection:
         listed = connection.execute("SELECT table_name FROM duckdb_tables() ORDER BY ALL").fetchall()
-        tables = {
-            name: connection.execute(f"FROM {name}").to_arrow_table()
-            for (name,) in listed
-            if not name.startswith("schema_")
-        }
+        tables = {name: read_table(connection, f"FROM {name}") for (name,) in listed if not name.startswith("schema_")}
     return {name: rows for name, rows in tables.items() if len(rows)}
 
 
@@ -120,10 +117,10 @@ def check_equal(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
     for name, table in ours.items():
         connection.register("ours", table)
         connection.register("theirs", theirs[name])
-        differing = connection.execute(
+        [(differing,)] = connection.execute(
             "SELECT count(*) FROM ((FROM ours EXCEPT ALL FROM theirs) UNION ALL (FROM theirs EXCEPT ALL FROM ours))"
-        ).fetchone()
-        assert differing == (0,), f"{name}: {differing} rows differ"
+        ).fetchall()
+        assert differing == 0, f"{name}: {differing} rows differ"
 
 
 def write_spool(segment: Path, n_spans: int) -> int:

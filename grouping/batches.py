@@ -27,6 +27,7 @@ from tracetune.grouping.align import (
 from tracetune.grouping.conditions import check_condition
 from tracetune.grouping.credit import call_credits
 from tracetune.grouping.members import members_of
+from tracetune.grouping.results import read_table
 from tracetune.grouping.tool_calls import with_tool_calls
 from tracetune.types import Group, GroupBatch, Grouping, LeftOut
 
@@ -73,7 +74,7 @@ class Alignment:
 
     def rows(self, select: str) -> pa.Table:
         """What a SELECT over the stages and the aligned groups gives."""
-        return self._connection.execute(with_stages(self._stages, select)).to_arrow_table()
+        return read_table(self._connection, with_stages(self._stages, select))
 
 
 @contextmanager

@@ -15,9 +15,11 @@ def check_condition(connection: duckdb.DuckDBPyConnection, where: str, view: str
     """Refuse what is not one condition over the columns of a view, before anything runs.
 
     Raises:
-        QueryError: if the text is not one expression, or calls a function that acts.
+        QueryError: if the text is empty or not one expression, or calls a function that acts.
         duckdb.Error: if DuckDB refuses it.
     """
+    if not where.strip():
+        raise QueryError(f'where={where!r} is empty; pass one condition over {view}, or "true" for all its rows')
     try:
         check_expression(connection, where)
     except QueryError as error:

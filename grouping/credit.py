@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from tracetune.errors import InvalidReward
 from tracetune.grouping.align import calls_sql, sql_text, with_stages
+from tracetune.grouping.results import read_table
 from tracetune.types import Call, Grouping, Rollout
 
 
@@ -30,7 +31,7 @@ def call_credits(connection: duckdb.DuckDBPyConnection, grouping: Grouping, wher
     """
     # Which calls are asked about is settled before anything is known of their credit.
     stages = calls_sql(grouping.model_copy(update={"credit": "uniform", "missing": "keep", "ragged": "keep"}), where)
-    rows = connection.execute(with_stages(stages, sql_text("group_credit_calls"))).to_arrow_table()
+    rows = read_table(connection, with_stages(stages, sql_text("group_credit_calls")))
     call_ids: list[str] = []
     earned: list[float] = []
     for _, group in groupby(rows.to_pylist(), key=itemgetter("rollout_id")):

@@ -12,6 +12,7 @@ import duckdb
 
 from tracetune.errors import InvalidInput, QueryLimitReached
 from tracetune.grouping.connections import bytes_of
+from tracetune.grouping.results import read_batches
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -66,9 +67,8 @@ def limited_answer(
     rows = size = 0
     batches = []
     with _interrupted_after(connection, limits.seconds):
-        answer = connection.execute(query, params)
         try:
-            reader = answer.to_arrow_reader(_BATCH_ROWS)
+            reader = read_batches(connection, query, params, _BATCH_ROWS)
             for batch in reader:
                 rows, size = rows + batch.num_rows, size + batch.nbytes
                 if rows > limits.rows:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tracetune.grouping.align import sql_text
 from tracetune.grouping.batches import aligned
+from tracetune.grouping.results import read_table
 from tracetune.types import Grouping
 
 if TYPE_CHECKING:
@@ -216,7 +217,7 @@ def lint(connection: duckdb.DuckDBPyConnection, grouping: Grouping, where: str |
     with aligned(connection, grouping, where) as alignment:
         counted = alignment.rows(f"FROM (\n{sql_text('lint_modules')}\n)\nORDER BY run, module")
         [store] = alignment.rows(sql_text("lint_rollouts")).to_pylist()
-    [recorded] = connection.execute(sql_text("lint_store")).to_arrow_table().to_pylist()
+    [recorded] = read_table(connection, sql_text("lint_store")).to_pylist()
     return LintReport(
         tuple(
             ModuleLint(**{**row, "left_out": _found(row["left_out"] or {}), "notes": _found(row["notes"])})

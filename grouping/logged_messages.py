@@ -17,6 +17,7 @@ from tracetune.grouping import schema
 from tracetune.grouping.conventions import MESSAGE_EVENTS
 from tracetune.grouping.foreign_spans import read_events
 from tracetune.grouping.otlp import example_id_of
+from tracetune.grouping.results import read_table
 from tracetune.grouping.rows import FLAG, TEXT, WHOLE
 from tracetune.tracer import names
 
@@ -50,7 +51,7 @@ def join_logged_messages(connection: duckdb.DuckDBPyConnection) -> None:
     connection.execute(find)
     [(pages,)] = connection.execute("SELECT coalesce(max(page) + 1, 0) FROM logged").fetchall()
     for page in range(pages):
-        requests = connection.execute("FROM logged WHERE page = ?", [page]).to_arrow_table().to_pylist()
+        requests = read_table(connection, "FROM logged WHERE page = ?", [page]).to_pylist()
         told = [row for request in requests for row in _told(request)]
         connection.register("told", pa.Table.from_pylist(told, schema=_TOLD))
         connection.execute("INSERT INTO logged_messages BY NAME FROM told")

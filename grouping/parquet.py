@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from tracetune.errors import InvalidInput
 from tracetune.grouping.conditions import check_condition
 from tracetune.grouping.connections import quoted
+from tracetune.grouping.results import read_table
 
 if TYPE_CHECKING:
     import duckdb
@@ -44,7 +45,7 @@ def selected_rollouts(connection: duckdb.DuckDBPyConnection, where: str | None) 
     condition = "true" if where is None else where
     check_condition(connection, condition, "rollouts")
     selected = f"SELECT rollout_id, run, started_at::DATE AS day FROM rollouts WHERE (\n{condition}\n)"  # noqa: S608  a condition in SQL is what is asked for
-    return connection.execute(selected).to_arrow_table()
+    return read_table(connection, selected)
 
 
 def write_parquet(connection: duckdb.DuckDBPyConnection, folder: Path, selected: pa.Table) -> dict[str, int]:
@@ -65,13 +66,11 @@ def write_parquet(connection: duckdb.DuckDBPyConnection, folder: Path, selected:
         raise InvalidInput(f"{folder} is not an empty folder; name a new one for the Parquet files")
     folder.mkdir(parents=True, exist_ok=True)
     connection.register("selected", selected)
-    counts = {}
+    counts: dict[str, int] = {}
     for view, source in _SOURCES.items():
         rows = f"SELECT rows.*, run, day FROM ({source}) AS rows JOIN selected USING (rollout_id)"  # noqa: S608  our own names
-        answer = connection.execute(
+        [(counts[view],)] = connection.execute(
             f"COPY ({rows}) TO {quoted(folder / view)} (FORMAT parquet, COMPRESSION zstd, PARTITION_BY (run, day))"
-        ).fetchone()
-        assert answer is not None
-        counts[view] = int(answer[0])
+        ).fetchall()
     connection.unregister("selected")
     return counts

@@ -126,9 +126,8 @@ def _trees(connection: DuckDBPyConnection, query: str) -> list[dict[str, Any]]:
 
 def _serialized(connection: DuckDBPyConnection, query: str) -> dict[str, Any]:
     try:
-        row = connection.execute("SELECT json_serialize_sql(?::VARCHAR)", [query]).fetchone()
-        assert row is not None
-        answer: dict[str, Any] = orjson.loads(row[0])
+        [(tree,)] = connection.execute("SELECT json_serialize_sql(?::VARCHAR)", [query]).fetchall()
+        answer: dict[str, Any] = orjson.loads(tree)
     except orjson.JSONDecodeError as error:
         raise QueryError("the query is nested too deep; make it simpler") from error
     except duckdb.Error as error:

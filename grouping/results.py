@@ -2,13 +2,61 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+import duckdb
 
 from tracetune.errors import MissingDependency
 
 if TYPE_CHECKING:
     import polars as pl
     import pyarrow as pa
+
+# DuckDB 1.5 reads the relation of a query with parameters row by row, 25 times slower than `execute`, and gives no
+# relation for a statement that changes something. DuckDB 2 copies the rows of `execute` once more, and warns.
+_READS_RELATIONS = int(duckdb.__version__.split(".")[0]) >= 2
+
+
+def read_table(
+    connection: duckdb.DuckDBPyConnection, query: str, params: Sequence[Any] | Mapping[str, Any] | None = None
+) -> pa.Table:
+    """The answer to a query as Arrow, by the fastest way of the DuckDB that is installed.
+
+    Args:
+        connection: where the query runs.
+        query: one statement, or several: the last one's answer counts.
+        params: values for `?` or `$name` in the query.
+
+    Raises:
+        duckdb.Error: if DuckDB refuses the query.
+
+    Example:
+        >>> read_table(duckdb.connect(), "SELECT ? AS one", [1]).to_pylist()
+        [{'one': 1}]
+    """
+    if _READS_RELATIONS:
+        return connection.sql(query, params=params).to_arrow_table()
+    return connection.execute(query, params).to_arrow_table()
+
+
+def read_batches(
+    connection: duckdb.DuckDBPyConnection, query: str, params: Sequence[Any] | Mapping[str, Any] | None, rows: int
+) -> pa.RecordBatchReader:
+    """The answer to a query as Arrow, about so many rows at a time, as DuckDB computes them.
+
+    Args:
+        connection: where the query runs.
+        query: one statement.
+        params: values for `?` or `$name` in the query.
+        rows: of a batch.
+
+    Raises:
+        duckdb.Error: if DuckDB refuses the query.
+    """
+    if _READS_RELATIONS:
+        return connection.sql(query, params=params).to_arrow_reader(rows)
+    return connection.execute(query, params).to_arrow_reader(rows)
 
 
 class Result:

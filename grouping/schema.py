@@ -65,10 +65,10 @@ def prepare(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
 
 def has_old_format(connection: duckdb.DuckDBPyConnection) -> bool:
     """Whether the file was made in a format older than the one that new stores have."""
-    row = connection.execute(
+    rows = connection.execute(
         "SELECT tags['storage_version'] FROM duckdb_databases() WHERE database_name = current_database()"
-    ).fetchone()
-    return row is not None and row[0] in ("v1.0.0+", "v1.1.0+")
+    ).fetchall()
+    return any(version in ("v1.0.0+", "v1.1.0+") for (version,) in rows)
 
 
 @cache
@@ -108,8 +108,8 @@ def _views_digest(connection: duckdb.DuckDBPyConnection) -> str | None:
     tables = {name for (name,) in connection.execute("SELECT table_name FROM duckdb_tables()").fetchall()}
     if "schema_views" not in tables:
         return None
-    row = connection.execute("SELECT digest FROM schema_views").fetchone()
-    return row[0] if row else None
+    digests = connection.execute("SELECT digest FROM schema_views").fetchall()
+    return digests[0][0] if digests else None
 
 
 def _applied(connection: duckdb.DuckDBPyConnection, path: Path) -> list[str]:

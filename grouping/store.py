@@ -29,7 +29,7 @@ from tracetune.grouping.parquet import selected_rollouts, write_parquet
 from tracetune.grouping.programmatic import RolloutRow, write_rollouts
 from tracetune.grouping.read_only import check_query
 from tracetune.grouping.refusals import reason_of
-from tracetune.grouping.results import Result
+from tracetune.grouping.results import Result, read_table
 from tracetune.grouping.scores import score_rows
 from tracetune.tracer import names, spool_folder
 from tracetune.tracer.spool import Spool
@@ -144,7 +144,7 @@ class Store:
                     raise QueryError("the query is empty; give a statement, such as FROM rollouts")
                 if limits is not None:
                     return Result(limited_answer(connection, query, params, limits))
-                return Result(connection.execute(query, params).to_arrow_table())
+                return Result(read_table(connection, query, params))
             except duckdb.Error as error:
                 raise QueryError(reason_of(error)) from error
 

@@ -23,10 +23,10 @@ def warn(message: str) -> None:
 
 
 def _frames_of_ours() -> int:
-    """How many frames above `warn` the line stands that led here."""
+    """How many frames above `warn` the line stands that led here: `with record(…)` does so through contextlib."""
     level = 1
     frame = sys._getframe(1)
-    while frame.f_back is not None and str(frame.f_globals.get("__name__")).startswith("tracetune."):
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).startswith(("tracetune.", "contextlib")):
         frame = frame.f_back
         level += 1
     return level

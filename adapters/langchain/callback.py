@@ -23,6 +23,7 @@ from opentelemetry.context import Context
 
 from tracetune.adapters.langchain import texts
 from tracetune.adapters.langchain.runs import Run
+from tracetune.adapters.patching import attempt
 from tracetune.errors import RolloutClosed
 from tracetune.tracer import LMCall, count_as_format_error, session
 from tracetune.tracer.foreign import add_reporter
@@ -121,11 +122,13 @@ def install() -> Callable[[], None]:
     # A variable of which every thread and task sees the default.
     callback = TracetuneCallback()
     variable: ContextVar[TracetuneCallback | None] = ContextVar("tracetune_callback", default=callback)
+    # LangChain has no way to take a hook away. Where the list is not found, nothing is registered.
+    registered = hooks._configure_hooks
     hooks.register_configure_hook(variable, inheritable=True)
     count_no_more = count_as_format_error(OutputParserException)
 
     def undo() -> None:
-        hooks._configure_hooks[:] = [hook for hook in hooks._configure_hooks if hook[0] is not variable]
+        registered[:] = [hook for hook in registered if hook[0] is not variable]
         count_no_more()
         _runs.clear()
 
@@ -134,6 +137,12 @@ def install() -> Callable[[], None]:
 
 def _locate() -> Context | None:
     """Where code runs: in a call that is being made, else in the node that LangChain's configuration tells of."""
+    # Asked by every decorator, of programs without LangChain too: they go on whatever LangChain keeps there.
+    context: Context | None = attempt("the place of code in a run of LangChain", _context_here)
+    return context
+
+
+def _context_here() -> Context | None:
     for run in _announced.get():
         if run.call is not None and run.call.is_alone and not run.has_answered:
             return run.call.context
@@ -214,17 +223,7 @@ def _new_run(run_id: UUID, serialized: Any, told: Mapping[str, Any]) -> Run | No
 
 
 def _safely(act: Callable[..., None], *arguments: Any) -> None:
-    """Do it; tracing raises nothing into the program but that its rollout was closed."""
-    try:
-        act(*arguments)
-    except RolloutClosed:
-        raise
-    except Exception as error:  # noqa: BLE001  see above
-        if session.active is not None:
-            session.active.warn_once(
-                "langchain",
-                f"a run of LangChain could not be recorded ({type(error).__name__}: {error}); it went on without",
-            )
+    attempt("a run of LangChain", act, *arguments)
 
 
 def _is_no_failure(error: BaseException) -> bool:

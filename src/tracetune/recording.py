@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 from opentelemetry.sdk.trace import SpanProcessor
 
@@ -36,7 +36,8 @@ def record(
         processors: OpenTelemetry span processors that also receive every span.
         redact: given every captured text, gives the text to keep.
         instrument: the adapters to switch on meanwhile; by default OpenAI's, and those of the
-            frameworks that the program has imported by now.
+            frameworks that the program has imported by now. One whose package is unlike what
+            the adapter knows is warned of, and everything else is recorded.
         sample: the fraction of rollouts to record, from 0 to 1, each as a whole or not at
             all; by default the same as outside, where it is all of them.
 
@@ -52,12 +53,10 @@ def record(
         >>> with record("traces.duckdb", run="try-1"):  # doctest: +SKIP
         ...     find("…")
     """
-    with ExitStack() as undo:
-        for name in adapters.in_use() if instrument is None else instrument:
-            adapters.instrument(name)
-            undo.callback(adapters.uninstrument, name)
-        yield undo.enter_context(
-            tracer.recording(
-                store, run=run, split=split, step=step, processors=processors, redact=redact, sample=sample
-            )
-        )
+    with (
+        adapters.instrumented(instrument),
+        tracer.recording(
+            store, run=run, split=split, step=step, processors=processors, redact=redact, sample=sample
+        ) as recording,
+    ):
+        yield recording

@@ -118,7 +118,7 @@ def test_a_condition_selects_calls():
     [
         ("modul = 'act'", r'Referenced column "modul" not found'),
         ("module = ", r"syntax error"),
-        ("", r"syntax error"),
+        ("", r"where='' is empty; pass one condition over calls"),
         ("true); DROP TABLE calls; SELECT (1", r"is not one condition over calls: the query has 3 statements"),
         ("step::VARCHAR::DATE > '2026-01-01'", r"invalid date field format"),
     ],

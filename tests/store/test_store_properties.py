@@ -22,6 +22,7 @@ from tracetune.grouping.plain import insert_plain, read_plain
 from tracetune.grouping.plain_lines import PlainLines
 from tracetune.grouping.plain_records import PLAIN_RECORDS
 from tracetune.grouping.records import arrow_table
+from tracetune.grouping.results import read_table
 from tracetune.grouping.rows import CALLS, REAL, RECORDS, SPANS, TEXT, WHOLE
 from tracetune.tracer import encoding, names
 
@@ -179,7 +180,7 @@ def read_both_ways(connection, lines, tables):
     rows = {"spans": decoded.spans, "call_rows": decoded.calls, **decoded.records}
     quick, careful = {}, {}
     for name, columns in tables.items():
-        answer = connection.execute(f"SELECT {', '.join(columns.names)} FROM {name}").to_arrow_table()
+        answer = read_table(connection, f"SELECT {', '.join(columns.names)} FROM {name}")
         quick[name] = sorted(map(comparable, answer.to_pylist()), key=repr)
         expected = arrow_table(columns, rows.get(name, []))
         careful[name] = sorted(map(comparable, expected.to_pylist()), key=repr)
@@ -276,7 +277,7 @@ def test_the_rows_that_ingest_writes_are_those_of_the_migrations(prepared, tmp_p
     with duckdb.connect(path) as connection:
         declared = {"spans": SPANS, "call_rows": CALLS} | {table.table: table.schema for table in RECORDS.values()}
         for name, columns in declared.items():
-            table = connection.execute(f"FROM {name}").to_arrow_table().schema
+            table = read_table(connection, f"FROM {name}").schema
             assert {column.name: table.field(column.name).type for column in columns if column.name != "members"} == {
                 column.name: column.type for column in columns if column.name != "members"
             }

@@ -102,7 +102,8 @@ def test_a_token_record_that_another_rollout_was_given_too_stays(path):
     [
         ("no_such_column = 1", "no_such_column.*not found"),
         ("true); DROP TABLE spans; SELECT (true", "is not one condition over rollouts: the query has 3 statements"),
-        ("", "syntax error"),
+        ("", "where='' is empty"),
+        (" \n", "is empty; pass one condition over rollouts"),
     ],
 )
 def test_what_is_no_condition_deletes_nothing(path, where, complaint):
