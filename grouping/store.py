@@ -124,7 +124,7 @@ class Store:
         if not found or (self.read_only and not os.access(self.path, os.W_OK)):
             return IngestReport()
         # A closed segment is there until it is ingested; of a living one the store knows how much it has.
-        if all(segment.live for segment in found):
+        if not any(segment.waits for segment in found):
             with self._connected(read_only=True) as connection:
                 if not ingest.is_pending(connection, found):
                     return IngestReport()
