@@ -19,6 +19,13 @@ from pathlib import Path
 import duckdb
 
 from tracetune.errors import InvalidInput, StoreLocked, StoreNotFound, StoreVersionError
+from tracetune.grouping.private_files import (
+    make_database,
+    make_spill_folder,
+    quoted,
+    remove_spill_folder,
+    spill_folder,
+)
 
 _HOLDER = re.compile(r"Conflicting lock is held in (?P<command>.*?)\s*\(PID (?P<pid>\d+)\)", re.DOTALL)
 _SIZE = re.compile(r"\s*(?P<number>\d+(\.\d+)?)\s*(?P<unit>[KMGT])(?P<binary>i?)B\s*", re.IGNORECASE)
@@ -52,12 +59,17 @@ def connected(
         StoreNotFound: if it is to be read and is not there, or its folder is missing.
         StoreVersionError: if it is not a DuckDB file.
     """
+    spill = spill_folder(path)
     with _turn(path):
-        connection = _connect(path, read_only=read_only, closed_off=closed_off, wait=wait, memory_limit=memory_limit)
+        connection = _connect(
+            path, spill, read_only=read_only, closed_off=closed_off, wait=wait, memory_limit=memory_limit
+        )
         try:
+            make_spill_folder(spill, is_alone=not read_only)
             yield connection
         finally:
             connection.close()
+            remove_spill_folder(spill)
 
 
 def _turn(path: Path) -> threading.RLock:
@@ -66,13 +78,13 @@ def _turn(path: Path) -> threading.RLock:
 
 
 def _connect(
-    path: Path, *, read_only: bool, closed_off: bool, wait: float, memory_limit: str
+    path: Path, spill: Path, *, read_only: bool, closed_off: bool, wait: float, memory_limit: str
 ) -> duckdb.DuckDBPyConnection:
     deadline = time.monotonic() + wait
     while True:
         file = _inode(path)
         try:
-            connection = _reading(path, closed_off=closed_off) if read_only else _writing(path)
+            connection = _reading(path, spill, closed_off=closed_off) if read_only else _writing(path, spill)
         except duckdb.IOException as error:
             message = str(error)
             if "Could not set lock" not in message:
@@ -96,23 +108,25 @@ def _connect(
             return connection
 
 
-def _reading(path: Path, *, closed_off: bool) -> duckdb.DuckDBPyConnection:
+def _reading(path: Path, spill: Path, *, closed_off: bool) -> duckdb.DuckDBPyConnection:
     # DuckDB's read-only mode guards the file alone: COPY TO, read_csv and ATTACH reach all others without this.
+    connection = duckdb.connect(path, read_only=True, config={"temp_directory": str(spill)})
     if closed_off:
-        return duckdb.connect(path, read_only=True, config={"enable_external_access": "false"})
-    return duckdb.connect(path, read_only=True)
+        connection.execute("SET enable_external_access = false")
+    return connection
 
 
-def _writing(path: Path) -> duckdb.DuckDBPyConnection:
+def _writing(path: Path, spill: Path) -> duckdb.DuckDBPyConnection:
     # Attached, because the size of row groups can be given in no other way.
     connection = duckdb.connect()
     try:
-        connection.execute("SET temp_directory = ?", [f"{path}.tmp"])
-        # A connection is closed after its call, and all is written into the file then: rather at once, and
-        # not into the write-ahead log first.
-        connection.execute("SET checkpoint_threshold = '1KB'")
+        connection.execute("SET temp_directory = ?", [str(spill)])
+        # A connection is closed after its call, and all is written into the file then: rather at each commit, and
+        # never into a write-ahead log first, which DuckDB would let everybody read.
+        connection.execute("SET checkpoint_threshold = '0KB'")
         if not is_begun(path):
             _remove_empty(path)
+            make_database(connection, path, FORMAT)
         connection.execute(f"ATTACH {quoted(path)} AS store ({FORMAT})")
         connection.execute("USE store")
     except BaseException:
@@ -151,11 +165,6 @@ def _remove_empty(path: Path) -> None:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if os.fstat(file.fileno()).st_size == 0:
             path.unlink()
-
-
-def quoted(path: Path) -> str:
-    """A path as a text in SQL."""
-    return "'" + str(path).replace("'", "''") + "'"
 
 
 def _inode(path: Path) -> int | None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tracetune.errors import InvalidInput
+from tracetune.files import make_folder, make_private, private_folder_beside
 from tracetune.grouping.conditions import check_condition
-from tracetune.grouping.connections import quoted
+from tracetune.grouping.private_files import quoted
 
 if TYPE_CHECKING:
     import duckdb
@@ -49,9 +51,26 @@ def write_parquet(connection: duckdb.DuckDBPyConnection, folder: Path, where: st
         raise InvalidInput(f"{folder} is not an empty folder; name a new one for the Parquet files")
     condition = "true" if where is None else where
     check_condition(connection, condition, "rollouts")
-    folder.mkdir(parents=True, exist_ok=True)
     selected = f"SELECT rollout_id, run, started_at::DATE AS day FROM rollouts WHERE (\n{condition}\n)"  # noqa: S608  a condition in SQL is what is asked for
     connection.execute(f"CREATE OR REPLACE TEMP TABLE selected AS {selected}")
+    place = Path(os.path.realpath(folder))
+    make_folder(place.parent)
+    # DuckDB makes files that everybody may read: nobody else can look into the folder until they are private.
+    with private_folder_beside(place) as unfinished:
+        whole = unfinished / place.name
+        make_folder(whole)
+        counts = _write_views(connection, whole)
+        make_private(unfinished)
+        if place.exists():
+            for view_folder in whole.iterdir():
+                view_folder.rename(place / view_folder.name)
+        else:
+            whole.rename(place)
+    connection.execute("DROP TABLE selected")
+    return counts
+
+
+def _write_views(connection: duckdb.DuckDBPyConnection, folder: Path) -> dict[str, int]:
     counts = {}
     for view, source in _SOURCES.items():
         rows = f"SELECT rows.*, run, day FROM ({source}) AS rows JOIN selected USING (rollout_id)"  # noqa: S608  our own names
@@ -60,5 +79,4 @@ def write_parquet(connection: duckdb.DuckDBPyConnection, folder: Path, where: st
         ).fetchone()
         assert answer is not None
         counts[view] = int(answer[0])
-    connection.execute("DROP TABLE selected")
     return counts

@@ -27,7 +27,8 @@ from tracetune.grouping.programmatic import RolloutRow, write_rollouts
 from tracetune.grouping.refusals import reason_of
 from tracetune.grouping.results import Result
 from tracetune.grouping.scores import score_rows
-from tracetune.tracer import names, spool_folder
+from tracetune.tracer import names, spool_folder, store_path
+from tracetune.tracer.paths import warn_of_spool_at_link
 from tracetune.tracer.spool import Spool
 from tracetune.types import GroupBatch, Grouping
 
@@ -68,7 +69,7 @@ class Store:
         read_only: bool = False,
         memory_limit: str | None = None,
     ) -> None:
-        self.path = Path(path).absolute()
+        self.path = store_path(path)
         self.read_only = read_only
         self._wait = wait
         self._memory_limit = memory_limit or os.environ.get("TRACETUNE_MEMORY_LIMIT", "4GB")
@@ -76,6 +77,7 @@ class Store:
         self._spool_folder = spool_folder(self.path)
         if read_only and not self.path.exists() and not self._spool_folder.exists():
             raise StoreNotFound(f"there is no store at {path}; record into it first, or give another path")
+        warn_of_spool_at_link(path)
         self._prepare()
 
     def __repr__(self) -> str:
@@ -300,6 +302,8 @@ class Store:
         self._refuse_if_read_only("compact")
         self.ingest()
         before = self.path.stat().st_size
+        if self.path.stat().st_nlink > 1:
+            raise StoreError(f"{self.path} has another name (a hard link), which would keep the old file; remove one")
         with self._connected(read_only=False) as connection:
             self._compact(connection)
         return before - self.path.stat().st_size

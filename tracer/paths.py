@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 
 from tracetune.errors import InvalidInput
+from tracetune.tracer.warn import warn
 
 
 def store_path(store: str | os.PathLike[str]) -> Path:
@@ -38,6 +39,16 @@ def spool_folder(store: str | os.PathLike[str]) -> Path:
 def checkpoints_folder(store: str | os.PathLike[str]) -> Path:
     """The folder of the checkpoints of the runs of a store: `traces.duckdb.checkpoints`."""
     return _beside(store, ".checkpoints")
+
+
+def warn_of_spool_at_link(store: str | os.PathLike[str]) -> None:
+    """Warn where traces wait beside a link to a store: tracetune once named spools after the link."""
+    left = Path(f"{os.path.abspath(store)}.spool")
+    if left.is_dir() and not left.is_symlink() and left.resolve() != spool_folder(store) and any(left.glob("*.jsonl")):
+        warn(
+            f"traces wait in {left}, and {store} is a link to a store whose traces go to {spool_folder(store)}; "
+            "move the files into that folder"
+        )
 
 
 def _beside(store: str | os.PathLike[str], suffix: str) -> Path:

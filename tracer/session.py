@@ -24,6 +24,7 @@ from opentelemetry.trace import SpanKind
 from tracetune.errors import InvalidInput
 from tracetune.tracer import collector, encoding, foreign, sampling, threads
 from tracetune.tracer.capture import Capture, Redact
+from tracetune.tracer.paths import spool_folder, store_path
 from tracetune.tracer.scope import Scope, Setting, current_scope, with_scope
 from tracetune.tracer.spans import RecordedSpan
 from tracetune.tracer.spool import Spool, SpoolCounts
@@ -124,11 +125,6 @@ class Recording:
         return self.spool.flush()
 
 
-def spool_folder(store: str | os.PathLike[str]) -> Path:
-    """The folder of a store's spool: `traces.duckdb.spool` beside `traces.duckdb`."""
-    return Path(f"{os.fspath(store)}.spool")
-
-
 @contextmanager
 def recording(
     store: str | os.PathLike[str],
@@ -164,10 +160,9 @@ def recording(
         >>> with recording("traces.duckdb", run="try-1") as recorded:  # doctest: +SKIP
         ...     find("…")
     """
-    if not isinstance(store, str | os.PathLike):
-        raise InvalidInput(f"a store is the path of a DuckDB file, not {store!r:.80}")
+    path = store_path(store)
     fraction = None if sample is None else sampling.checked(sample)
-    session = _enter(Path(os.path.abspath(store)), processors, redact)
+    session = _enter(path, processors, redact)
     try:
         outer = current_scope(session)
         setting = Setting(
