@@ -122,12 +122,12 @@ def _writing(path: Path, spill: Path) -> duckdb.DuckDBPyConnection:
     try:
         connection.execute("SET temp_directory = ?", [str(spill)])
         # A connection is closed after its call, and all is written into the file then: rather at each commit, and
-        # never into a write-ahead log first, which DuckDB would let everybody read.
+        # never into a write-ahead log first, which DuckDB would let everybody read. One that is there is replayed.
         connection.execute("SET checkpoint_threshold = '0KB'")
         if not is_begun(path):
             _remove_empty(path)
             make_database(connection, path, FORMAT)
-        connection.execute(f"ATTACH {quoted(path)} AS store ({FORMAT})")
+        connection.execute(f"ATTACH {quoted(path)} AS store ({FORMAT}, RECOVERY_MODE 'no_wal_writes')")
         connection.execute("USE store")
     except BaseException:
         connection.close()

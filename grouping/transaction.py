@@ -106,6 +106,8 @@ class Transaction:
                     _remember(self._connection, chunk.segment.name, chunk.end, counts)
                     total += counts
             self._connection.execute("COMMIT")
+            # Without a write-ahead log what is committed stands on the disk from here on; DuckDB has done it by now.
+            self._connection.execute("CHECKPOINT")
         for segment in done:
             segments.release(segment)
         return total
