@@ -12,7 +12,7 @@ from tracetune.tracer.outcomes import count_as_format_error
 from tracetune.tracer.paths import checkpoints_folder, spool_folder, store_path
 from tracetune.tracer.rollouts import RolloutHandle, policy, rollout
 from tracetune.tracer.scores import reward, scoring
-from tracetune.tracer.session import Recording, recording
+from tracetune.tracer.session import Recording, StartedRecording, recording, start_recording
 from tracetune.tracer.spool import Spool, SpoolCounts
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "RolloutHandle",
     "Spool",
     "SpoolCounts",
+    "StartedRecording",
     "checkpoints_folder",
     "count_as_format_error",
     "is_program",
@@ -36,6 +37,7 @@ __all__ = [
     "rollout",
     "scoring",
     "spool_folder",
+    "start_recording",
     "store_path",
     "tool",
 ]

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tracetune.grouping import Store
     from tracetune.offline import OfflineResult, train
     from tracetune.online import Result, optimize
-    from tracetune.recording import record
+    from tracetune.recording import record, start_recording
     from tracetune.tracer import module, policy, program, record_call, reward, rollout, tool
     from tracetune.types import Example, Grouping, Policy, Sampling, Score, Teacher
 
@@ -41,6 +41,7 @@ _HOMES = {
     "record_call": "tracetune.tracer",
     "reward": "tracetune.tracer",
     "rollout": "tracetune.tracer",
+    "start_recording": "tracetune.recording",
     "tool": "tracetune.tracer",
     "train": "tracetune.offline",
     "uninstrument": "tracetune.adapters",
@@ -68,6 +69,7 @@ __all__ = [
     "record_call",
     "reward",
     "rollout",
+    "start_recording",
     "tool",
     "train",
     "uninstrument",

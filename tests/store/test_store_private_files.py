@@ -21,7 +21,6 @@ from tracetune.online.checkpoints import Checkpoints
 from tracetune.rows import write_dataset
 from tracetune.tracer import Spool, names, spool_folder
 
-
 LOG_NOTE_BYTES = 100
 
 
