@@ -19,6 +19,13 @@ from pathlib import Path
 import duckdb
 
 from tracetune.errors import InvalidInput, StoreLocked, StoreNotFound, StoreVersionError
+from tracetune.grouping.private_files import (
+    make_database,
+    make_spill_folder,
+    quoted,
+    remove_spill_folder,
+    spill_folder,
+)
 
 _HOLDER = re.compile(r"Conflicting lock is held in (?P<command>.*?)\s*\(PID (?P<pid>\d+)\)", re.DOTALL)
 _SIZE = re.compile(r"\s*(?P<number>\d+(\.\d+)?)\s*(?P<unit>[KMGT])(?P<binary>i?)B\s*", re.IGNORECASE)
@@ -65,15 +72,16 @@ def connected(
         StoreNotFound: if it is to be read and is not there, or its folder is missing.
         StoreVersionError: if it is not a DuckDB file.
     """
+    spill = spill_folder(path if temporary_folder is None else temporary_folder / path.name)
+    config: Config = {"temp_directory": str(spill)}
+    if temporary_folder is not None:
+        config["max_temp_directory_size"] = f"{_SPILL * bytes_of(memory_limit)}B"
+    if closed_off:
+        config["enable_external_access"] = False
     with turn(path):
-        config: Config = {}
-        if closed_off:
-            config["enable_external_access"] = False
-        if temporary_folder is not None:
-            config["temp_directory"] = str(temporary_folder)
-            config["max_temp_directory_size"] = f"{_SPILL * bytes_of(memory_limit)}B"
-        connection = _connect(path, config if read_only else None, wait=wait)
+        connection = _connect(path, spill, config if read_only else None, wait=wait)
         try:
+            make_spill_folder(spill, is_alone=not read_only)
             connection.execute("SET memory_limit = ?", [memory_limit])
             # DuckDB draws one on stdout, among the data, wherever Python has no script: in `python -c`, a notebook.
             connection.execute("SET enable_progress_bar = false")
@@ -83,6 +91,7 @@ def connected(
             yield connection
         finally:
             connection.close()
+            remove_spill_folder(spill)
 
 
 def turn(path: Path) -> threading.RLock:
@@ -91,13 +100,13 @@ def turn(path: Path) -> threading.RLock:
         return _turns.setdefault(path.resolve(), threading.RLock())
 
 
-def _connect(path: Path, config: Config | None, *, wait: float) -> duckdb.DuckDBPyConnection:
+def _connect(path: Path, spill: Path, config: Config | None, *, wait: float) -> duckdb.DuckDBPyConnection:
     """A connection that reads, with that configuration; one that writes where there is none."""
     deadline = time.monotonic() + wait
     while True:
         file = _inode(path)
         try:
-            connection = _writing(path) if config is None else _reading(path, config)
+            connection = _writing(path, spill) if config is None else _reading(path, config)
         except duckdb.IOException as error:
             message = str(error)
             if "Could not set lock" not in message:
@@ -122,17 +131,18 @@ def _reading(path: Path, config: Config) -> duckdb.DuckDBPyConnection:
     return duckdb.connect(path, read_only=True, config=config)
 
 
-def _writing(path: Path) -> duckdb.DuckDBPyConnection:
+def _writing(path: Path, spill: Path) -> duckdb.DuckDBPyConnection:
     # Attached, because the size of row groups can be given in no other way.
     connection = duckdb.connect()
     try:
-        connection.execute("SET temp_directory = ?", [f"{path}.tmp"])
-        # A connection is closed after its call, and all is written into the file then: rather at once, and
-        # not into the write-ahead log first.
-        connection.execute("SET checkpoint_threshold = '1KB'")
+        connection.execute("SET temp_directory = ?", [str(spill)])
+        # A connection is closed after its call, and all is written into the file then: rather at each commit, and
+        # never into a write-ahead log first, which DuckDB would let everybody read. One that is there is replayed.
+        connection.execute("SET checkpoint_threshold = '0KB'")
         if not is_begun(path):
             _remove_empty(path)
-        connection.execute(f"ATTACH {quoted(path)} AS store ({FORMAT})")
+            make_database(connection, path, FORMAT)
+        connection.execute(f"ATTACH {quoted(path)} AS store ({FORMAT}, RECOVERY_MODE 'no_wal_writes')")
         connection.execute("USE store")
     except BaseException:
         connection.close()
@@ -175,11 +185,6 @@ def _remove_empty(path: Path) -> None:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if os.fstat(file.fileno()).st_size == 0:
             path.unlink()
-
-
-def quoted(path: Path) -> str:
-    """A path as a text in SQL."""
-    return "'" + str(path).replace("'", "''") + "'"
 
 
 def _inode(path: Path) -> int | None:

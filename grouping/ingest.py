@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, TypeVar
 from tracetune.grouping import segments
 from tracetune.grouping.plain import PlainRows
 from tracetune.grouping.transaction import Transaction
+from tracetune.grouping.writers import Writers
 
 if TYPE_CHECKING:
     import duckdb
@@ -84,7 +85,7 @@ def ingest(
     found = segments.segments(folder)
     read = _bytes_ingested(connection)
     pending = segments.unread(found, read)
-    live_pids = {segment.pid for segment in found if segment.live and segment.pid is not None}
+    writers = Writers.of(found)
     counts: Counter[str] = Counter()
     transactions = _transactions(connection, folder, pending, read, chunk_bytes, transaction_bytes)
     n_bytes = sum(segment.size - read.get(segment.name, 0) for segment in pending)
@@ -96,7 +97,7 @@ def ingest(
                 if rows is not None:
                     transaction.insert(rows)
                 else:
-                    counts += transaction.commit(live_pids)
+                    counts += transaction.commit(writers)
     return IngestReport(**counts, segments=len(pending))
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tracetune.errors import InvalidInput
+from tracetune.files import make_folder, make_private, private_folder_beside
 from tracetune.grouping.conditions import check_condition
-from tracetune.grouping.connections import quoted
+from tracetune.grouping.private_files import quoted
 from tracetune.grouping.results import read_table
 
 if TYPE_CHECKING:
@@ -64,13 +66,29 @@ def write_parquet(connection: duckdb.DuckDBPyConnection, folder: Path, selected:
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InvalidInput(f"{folder} is not an empty folder; name a new one for the Parquet files")
-    folder.mkdir(parents=True, exist_ok=True)
     connection.register("selected", selected)
+    place = Path(os.path.realpath(folder))
+    make_folder(place.parent)
+    # DuckDB makes files that everybody may read: nobody else can look into the folder until they are private.
+    with private_folder_beside(place) as unfinished:
+        whole = unfinished / place.name
+        make_folder(whole)
+        counts = _write_views(connection, whole)
+        make_private(unfinished)
+        if place.exists():
+            for view_folder in whole.iterdir():
+                view_folder.rename(place / view_folder.name)
+        else:
+            whole.rename(place)
+    connection.unregister("selected")
+    return counts
+
+
+def _write_views(connection: duckdb.DuckDBPyConnection, folder: Path) -> dict[str, int]:
     counts: dict[str, int] = {}
     for view, source in _SOURCES.items():
         rows = f"SELECT rows.*, run, day FROM ({source}) AS rows JOIN selected USING (rollout_id)"  # noqa: S608  our own names
         [(counts[view],)] = connection.execute(
             f"COPY ({rows}) TO {quoted(folder / view)} (FORMAT parquet, COMPRESSION zstd, PARTITION_BY (run, day))"
         ).fetchall()
-    connection.unregister("selected")
     return counts

@@ -183,6 +183,7 @@ RECORDS = {
             Column("input", json=True),
             Column("policy_version"),
             Column("pid", WHOLE),
+            Column("process"),
         ),
     ),
     names.RECORD_ROLLOUT_CLOSED: RecordTable(

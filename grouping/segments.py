@@ -1,9 +1,18 @@
 """The spool as ingest sees it: segments, how much of each may be read, and what is set aside.
 
-A writer appends to `<time>-<pid>-<random>.open.jsonl`, holding an flock on it, and renames
-it to `….jsonl` when it is done. A lock that is free on an open segment says that its
-writer is gone. Only whole lines are read; the unfinished last line of a living writer
-waits, that of a dead one is set aside.
+A writer appends to `….open.jsonl`, holding an flock on it, and renames it to `….jsonl` when
+it is done. A lock that is held says that the writer lives. A free one says nothing: locks
+are refused by some file systems, and held by nobody between a container and its host. Then
+the process in the segment's name is looked for; where it can't be seen from here, its
+segment is left alone until it has been quiet for `QUIET_SECONDS`.
+
+Nothing is deleted that was not ingested. A segment whose writer is gone for certain can't
+grow any more. One that was merely quiet is renamed to `….taken.jsonl` first, which a writer
+notices (`tracer.open_segment`), and deleted once it has been quiet again. Each is deleted
+only if it is as long as what was read of it.
+
+Only whole lines are read; the unfinished last line of a writer that may live waits, that of
+a dead one is set aside.
 """
 
 from __future__ import annotations
@@ -12,20 +21,37 @@ import fcntl
 import mmap
 import os
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import BinaryIO
 
 import orjson
 
+from tracetune.files import make_file, mode_inside
+from tracetune.tracer.open_segment import CLOSED_SUFFIX, OPEN_SUFFIX, QUIET_SECONDS
+from tracetune.tracer.processes import Process
+
 # Memory that is used anew for every chunk costs more than the reading; but each that is mapped keeps a file open.
 _MAPPED_BYTES = 16 * 1024 * 1024
 _MADV_POPULATE_READ = 22  # the mmap module of Python 3.11 does not name it
-_OPEN_SUFFIX = ".open.jsonl"
-_SUFFIX = ".jsonl"
+_TAKEN_SUFFIX = ".taken.jsonl"
+_SUFFIXES = (OPEN_SUFFIX, _TAKEN_SUFFIX, CLOSED_SUFFIX)
 _REJECTED = "rejected.jsonl"
+# `<time>-<pid>-<random>`, and in newer ones `-<host>-<boot>-<space>-<started>`.
+_NAME_FIELDS = 7
+
+
+class State(Enum):
+    """What is known of a segment's writer."""
+
+    LIVE = "it may go on writing"
+    QUIET = "it can't be seen from here, and has written nothing for long"
+    TAKEN = "it can't be seen from here, and its segment has been renamed"
+    ENDED = "it writes no more"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,20 +61,37 @@ class Segment:
     Attributes:
         name: its file name without suffixes, the same before and after it is closed.
         path: where it is now.
-        live: whether a writer still holds it.
+        state: what is known of its writer.
         size: bytes in it, when it was looked at.
+        was_open: whether its writer had it open when the folder was listed.
     """
 
     name: str
     path: Path
-    live: bool
+    state: State
     size: int
+    was_open: bool
 
     @property
     def pid(self) -> int | None:
         """The process that wrote it, as its name says."""
         parts = self.name.split("-")
         return int(parts[1]) if len(parts) > 1 and parts[1].isdigit() else None
+
+    @property
+    def process(self) -> Process | None:
+        """The identity of that process; older names have none."""
+        return _process_of(self.name)
+
+    @property
+    def has_writer(self) -> bool:
+        """Whether what its writer began may still be ended."""
+        return self.was_open and self.state is not State.QUIET
+
+    @property
+    def waits(self) -> bool:
+        """Whether something is to be done with it even if nothing in it is new."""
+        return self.state in (State.QUIET, State.ENDED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,19 +124,57 @@ class Chunk:
 def segments(folder: Path) -> list[Segment]:
     """The segments of a spool, oldest first."""
     found = []
-    for path in sorted(folder.glob("*" + _SUFFIX)):
+    for path in sorted(folder.glob("*" + CLOSED_SUFFIX)):
         if path.name == _REJECTED:
             continue
-        is_open = path.name.endswith(_OPEN_SUFFIX)
-        try:
-            # The lock is looked at before the size: what a writer adds in between is read next time.
-            live = is_open and _is_locked(path)
-            size = path.stat().st_size
-        except FileNotFoundError:  # renamed or taken by another process since it was listed
-            continue
-        name = path.name.removesuffix(_OPEN_SUFFIX if is_open else _SUFFIX)
-        found.append(Segment(name, path, live, size))
+        suffix = next(suffix for suffix in _SUFFIXES if path.name.endswith(suffix))
+        name, is_open = path.name.removesuffix(suffix), suffix == OPEN_SUFFIX
+        with suppress(FileNotFoundError):  # ingested by another process since it was listed
+            try:
+                found.append(_segment(name, path, is_open=is_open, is_closed=suffix == CLOSED_SUFFIX))
+            except FileNotFoundError:  # closed since it was listed, and so its writer lived then
+                closed = path.with_name(name + CLOSED_SUFFIX)
+                found.append(Segment(name, closed, State.ENDED, closed.stat().st_size, was_open=is_open))
     return found
+
+
+def _segment(name: str, path: Path, *, is_open: bool, is_closed: bool) -> Segment:
+    # The writer is looked for before the size is: what it adds in between is read next time.
+    state = State.ENDED if is_closed else _state(name, path, is_open=is_open)
+    return Segment(name, path, state, path.stat().st_size, was_open=is_open and state is not State.ENDED)
+
+
+def _state(name: str, path: Path, *, is_open: bool) -> State:
+    if is_open and _is_locked(path):
+        return State.LIVE
+    unfinished = State.LIVE if is_open else State.TAKEN
+    process, status = _process_of(name), path.stat()
+    changed_at = max(status.st_mtime, status.st_ctime)  # the second is when it was renamed
+    runs = process.runs if process is not None else None
+    if runs:
+        return unfinished
+    if runs is False or (process is not None and process.ended_before_boot(changed_at)):
+        return State.ENDED
+    if _now_at(path.parent) - changed_at < QUIET_SECONDS:
+        return unfinished
+    return State.QUIET if is_open else State.ENDED
+
+
+def _process_of(name: str) -> Process | None:
+    fields = name.split("-")
+    if len(fields) != _NAME_FIELDS:
+        return None
+    _, pid, _, host, boot, space, started = fields
+    return Process.of(f"{host}-{boot}-{space}-{pid}-{started}")
+
+
+def _now_at(folder: Path) -> float:
+    """The time by the clock that the folder's files are stamped with: on a network, another machine's."""
+    try:
+        os.utime(folder)
+        return folder.stat().st_mtime
+    except OSError:
+        return time.time()
 
 
 def chunks(segment: Segment, start: int, chunk_bytes: int) -> Iterator[Chunk]:
@@ -109,7 +190,7 @@ def chunks(segment: Segment, start: int, chunk_bytes: int) -> Iterator[Chunk]:
             text: bytes | mmap.mmap = file.read(segment.size)
         else:
             text = mapped = mmap.mmap(file.fileno(), segment.size, access=mmap.ACCESS_READ)
-    last = segment.size if not segment.live else text.rfind(b"\n", start) + 1
+    last = segment.size if segment.state is State.ENDED else text.rfind(b"\n", start) + 1
     while start < last:
         if mapped is not None:
             _read_ahead(mapped, start, min(start + chunk_bytes, last))
@@ -120,9 +201,18 @@ def chunks(segment: Segment, start: int, chunk_bytes: int) -> Iterator[Chunk]:
         start = end
 
 
-def remove(segment: Segment) -> None:
-    """Delete a segment that has been ingested whole; somebody else may have been quicker."""
-    segment.path.unlink(missing_ok=True)
+def release(segment: Segment) -> None:
+    """Delete a segment that has been ingested whole, or take it where its writer was merely quiet.
+
+    It stays as it is if it has grown since it was read; somebody else may have been quicker.
+    """
+    with suppress(FileNotFoundError):
+        if not segment.waits or segment.path.stat().st_size != segment.size:
+            return
+        if segment.state is State.QUIET:
+            segment.path.rename(segment.path.with_name(segment.name + _TAKEN_SUFFIX))
+        else:
+            segment.path.unlink()
 
 
 def set_aside(folder: Path, rejected: list[tuple[str, int, bytes, str]]) -> None:
@@ -140,6 +230,9 @@ def set_aside(folder: Path, rejected: list[tuple[str, int, bytes, str]]) -> None
                 known.add((entry["segment"], entry["offset"]))
             except (orjson.JSONDecodeError, KeyError):
                 continue  # our own line, cut short by a crash: its entry is written again
+    if not path.exists():
+        make_file(path)
+        path.chmod(mode_inside(folder))
     with path.open("ab") as file:
         for segment, offset, line, reason in rejected:
             if (segment, offset) in known:
@@ -151,15 +244,15 @@ def set_aside(folder: Path, rejected: list[tuple[str, int, bytes, str]]) -> None
 
 
 def unread(found: Sequence[Segment], ingested: Mapping[str, int]) -> list[Segment]:
-    """The segments that hold bytes not ingested yet, or that can be removed."""
-    return [segment for segment in found if segment.size > ingested.get(segment.name, 0) or not segment.live]
+    """The segments that hold bytes not ingested yet, or that can be released."""
+    return [segment for segment in found if segment.size > ingested.get(segment.name, 0) or segment.waits]
 
 
 def _opened(segment: Segment) -> BinaryIO:
     try:
         return segment.path.open("rb")
     except FileNotFoundError:  # its writer closed it since it was listed
-        return segment.path.with_name(segment.name + _SUFFIX).open("rb")
+        return segment.path.with_name(segment.name + CLOSED_SUFFIX).open("rb")
 
 
 def _read_ahead(text: mmap.mmap, start: int, end: int) -> None:
@@ -177,6 +270,8 @@ def _is_locked(path: Path) -> bool:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
+    except OSError:
+        return False  # no locks here
     finally:
         os.close(descriptor)  # and with it a lock that was got
     return False

@@ -31,7 +31,8 @@ from tracetune.grouping.read_only import check_query
 from tracetune.grouping.refusals import reason_of
 from tracetune.grouping.results import Result, read_table
 from tracetune.grouping.scores import score_rows
-from tracetune.tracer import names, spool_folder
+from tracetune.tracer import names, spool_folder, store_path
+from tracetune.tracer.paths import warn_of_spool_at_link
 from tracetune.tracer.spool import Spool
 from tracetune.types import GroupBatch, Grouping
 
@@ -72,7 +73,7 @@ class Store:
         read_only: bool = False,
         memory_limit: str | None = None,
     ) -> None:
-        self.path = Path(path).absolute()
+        self.path = store_path(path)
         self.read_only = read_only
         self._wait = wait
         self._memory_limit = memory_limit or os.environ.get("TRACETUNE_MEMORY_LIMIT", "4GB")
@@ -80,6 +81,7 @@ class Store:
         self._spool_folder = spool_folder(self.path)
         if read_only and not self.path.exists() and not self._spool_folder.exists():
             raise StoreNotFound(f"there is no store at {path}; record into it first, or give another path")
+        warn_of_spool_at_link(path)
         self._prepare()
 
     def __repr__(self) -> str:
@@ -158,7 +160,7 @@ class Store:
         if not found or (self.read_only and not os.access(self.path, os.W_OK)):
             return IngestReport()
         # A closed segment is there until it is ingested; of a living one the store knows how much it has.
-        if all(segment.live for segment in found):
+        if not any(segment.waits for segment in found):
             with self._connected(read_only=True) as connection:
                 if not ingest.is_pending(connection, found):
                     return IngestReport()
@@ -334,6 +336,8 @@ class Store:
         self._refuse_if_read_only("compact")
         self.ingest()
         before = self.path.stat().st_size
+        if self.path.stat().st_nlink > 1:
+            raise StoreError(f"{self.path} has another name (a hard link), which would keep the old file; remove one")
         with self._connected(read_only=False) as connection:
             self._compact(connection)
         return before - self.path.stat().st_size

@@ -27,6 +27,7 @@ from tracetune.grouping.plain import PlainRows, insert_plain, read_plain
 from tracetune.grouping.plain_lines import PlainLines
 from tracetune.grouping.records import arrow_table
 from tracetune.grouping.rows import CALLS, FLAG, OTHER_RECORDS, RECORDS, SPANS
+from tracetune.grouping.writers import Writers
 from tracetune.types import Sampling
 
 if TYPE_CHECKING:
@@ -90,23 +91,25 @@ class Transaction:
             insert_plain(self._connection, read, self._lines.resources)
             self._inserted.setdefault(read.table, []).extend(self._lines.take(read.rows))
 
-    def commit(self, live_pids: set[int]) -> Counter[str]:
+    def commit(self, writers: Writers) -> Counter[str]:
         """Read what DuckDB did not, settle and commit; gives the counts of an `IngestReport`."""
         total: Counter[str] = Counter()
-        done = [segment for segment in self.finished if not segment.live]
+        done = [segment for segment in self.finished if segment.waits]
         # A writer that is gone leaves rollouts interrupted, even if it wrote nothing more.
         if self.chunks or done:
             with self._begun():
                 by_chunk = [Counter[str]() for _ in self.chunks]
                 self._insert_others(by_chunk)
                 self._settle(by_chunk)
-                _derive(self._connection, self._last, live_pids)
+                _derive(self._connection, self._last, writers)
                 for chunk, counts in zip(self.chunks, by_chunk, strict=True):
                     _remember(self._connection, chunk.segment.name, chunk.end, counts)
                     total += counts
             self._connection.execute("COMMIT")
+            # Without a write-ahead log what is committed stands on the disk from here on; DuckDB has done it by now.
+            self._connection.execute("CHECKPOINT")
         for segment in done:
-            segments.remove(segment)
+            segments.release(segment)
         return total
 
     @contextmanager
@@ -208,18 +211,19 @@ def _insert(connection: duckdb.DuckDBPyConnection, table: str, rows: Any) -> Non
     connection.unregister("new_rows")
 
 
-def _derive(connection: duckdb.DuckDBPyConnection, last: dict[str, int], live_pids: set[int]) -> None:
+def _derive(connection: duckdb.DuckDBPyConnection, last: dict[str, int], writers: Writers) -> None:
     for table, row in last.items():
         connection.execute(f"SET VARIABLE last_{table} = {row}")
-    connection.register("live_pids", pa.table({"pid": pa.array(sorted(live_pids), type=pa.int64())}))
     connection.execute(schema.script("derive_evaluations.sql"))
     join_logged_messages(connection)
     connection.execute(schema.script("derive_touched.sql"))
+    writers.register(connection)
     for name in _DERIVED:
         connection.execute(schema.script(name))
     connection.execute("DROP TABLE touched")
     connection.execute("DROP TABLE logged_messages")
     connection.unregister("live_pids")
+    connection.unregister("live_processes")
 
 
 def _with_policy_flags(completions: Any) -> Any:

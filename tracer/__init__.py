@@ -9,9 +9,10 @@ from tracetune.tracer.decorators import is_program, module, program, tool
 from tracetune.tracer.executions import Node, OpenExecution
 from tracetune.tracer.made_calls import record_call
 from tracetune.tracer.outcomes import count_as_format_error
+from tracetune.tracer.paths import checkpoints_folder, spool_folder, store_path
 from tracetune.tracer.rollouts import RolloutHandle, policy, rollout
 from tracetune.tracer.scores import reward, scoring
-from tracetune.tracer.session import Recording, recording, spool_folder
+from tracetune.tracer.session import Recording, StartedRecording, recording, start_recording
 from tracetune.tracer.spool import Spool, SpoolCounts
 
 __all__ = [
@@ -23,6 +24,8 @@ __all__ = [
     "RolloutHandle",
     "Spool",
     "SpoolCounts",
+    "StartedRecording",
+    "checkpoints_folder",
     "count_as_format_error",
     "is_program",
     "module",
@@ -34,5 +37,7 @@ __all__ = [
     "rollout",
     "scoring",
     "spool_folder",
+    "start_recording",
+    "store_path",
     "tool",
 ]

@@ -71,8 +71,8 @@ TRACELOOP_REQUEST = "llm.request.type"
 
 # Records. Every one has RECORD_ID; RUN, SPLIT, STEP and ROLLOUT_ID where they apply.
 RECORD_ID = "tracetune.record_id"
-# {rollout_id, run, split, step, index, program, example_id, input, policy_version, pid}: written once, when
-# the rollout's program starts (or the first thing that is recorded in its block, where that comes before)
+# {rollout_id, run, split, step, index, program, example_id, input, policy_version, pid, process}: written once,
+# when the rollout's program starts (or at the first thing that is recorded in its block, where that comes before)
 RECORD_ROLLOUT = "tracetune.rollout"
 # {rollout_id, status, error_type, output}: written when a `rollout` block ends or is closed from outside
 RECORD_ROLLOUT_CLOSED = "tracetune.rollout.closed"

@@ -20,6 +20,7 @@ from opentelemetry import trace
 from tracetune.errors import InvalidInput, RolloutClosed, TracetuneError
 from tracetune.tracer import names, session, sources
 from tracetune.tracer.outcomes import error_type, status_of
+from tracetune.tracer.processes import this_process
 from tracetune.tracer.sampling import is_sampled
 from tracetune.tracer.scope import Executions, Scope, Setting, current_scope, with_scope
 from tracetune.types import Call, Example, Policy, Rollout
@@ -162,6 +163,7 @@ class RolloutHandle:
             "input": orjson.Fragment(input_json) if input_json else None,
             "policy_version": policy.version if policy is not None else None,
             "pid": os.getpid(),
+            "process": str(this_process()),
         }
         self._write(names.RECORD_ROLLOUT, body)
 

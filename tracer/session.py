@@ -6,9 +6,11 @@ the same store, share it and change only what they say of the calls inside them.
 
 from __future__ import annotations
 
+import atexit
 import os
+import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from opentelemetry.trace import SpanKind
 from tracetune.errors import InvalidInput
 from tracetune.tracer import collector, encoding, foreign, sampling, threads
 from tracetune.tracer.capture import Capture, Redact
+from tracetune.tracer.paths import spool_folder, store_path
 from tracetune.tracer.scope import Scope, Setting, current_scope, with_scope
 from tracetune.tracer.spans import RecordedSpan
 from tracetune.tracer.spool import Spool, SpoolCounts
@@ -124,9 +127,79 @@ class Recording:
         return self.spool.flush()
 
 
-def spool_folder(store: str | os.PathLike[str]) -> Path:
-    """The folder of a store's spool: `traces.duckdb.spool` beside `traces.duckdb`."""
-    return Path(f"{os.fspath(store)}.spool")
+class StartedRecording(Recording):
+    """A recording that goes on, in all threads, until it is stopped or the process ends.
+
+    Attributes:
+        path: of the store.
+        run: the name that calls are recorded under.
+        spool: where they are written.
+    """
+
+    def __init__(self, session: Session, run: str, undo: Callable[[], None]) -> None:
+        super().__init__(session, run)
+        self._session = session
+        self._undo = undo
+        self._is_on = True
+
+    def stop(self) -> None:
+        """Record nothing more; what was recorded is whole, and its segment closed. A second time does nothing."""
+        with _lock:
+            was_on, self._is_on = self._is_on, False
+        if was_on:
+            _leave(self._session)
+            self._undo()
+
+
+def start_recording(
+    store: str | os.PathLike[str],
+    *,
+    run: str = "default",
+    split: str | None = None,
+    step: int | None = None,
+    processors: Sequence[SpanProcessor] = (),
+    redact: Redact | None = None,
+    sample: float | None = None,
+    undo: Callable[[], None] = lambda: None,
+) -> StartedRecording:
+    """Record from now on, in every thread of this process and in those that it forks.
+
+    Args:
+        store: path of the DuckDB file; it need not exist.
+        run: the name that rollouts are recorded under.
+        split: "train", "val" or None.
+        step: the training step that makes the rollouts.
+        processors: span processors that also receive every span.
+        redact: given every captured text, gives the text to keep.
+        sample: the fraction of rollouts to record, each as a whole or not at all.
+        undo: is called when the recording is stopped.
+
+    Raises:
+        InvalidInput: if the store is no path, the sample no fraction, or this process is recording already.
+    """
+    path = store_path(store)
+    fraction = 1.0 if sample is None else sampling.checked(sample)
+    with _lock:
+        if active is not None:
+            raise InvalidInput(
+                f"this process is already recording to {active.store}; stop that recording first, or use record for a "
+                "block with a run of its own"
+            )
+        session = _enter(path, processors, redact)
+        # The scope of every context that has none: there is no block whose context could carry it.
+        session.scope = Scope(Setting(session, run, split, step, None, fraction))
+    return StartedRecording(session, run, undo)
+
+
+def warn_if_dropped(end: GeneratorExit, store: str | os.PathLike[str]) -> None:
+    """Warn where a recording ends because nobody holds it, and not because its block was left."""
+    # What leaves a block comes with its way there; the garbage collector throws into the generator alone.
+    is_dropped = end.__traceback__ is not None and end.__traceback__.tb_next is None
+    if is_dropped and not sys.is_finalizing():
+        warn(
+            f"the recording to {store} ends here, because the object that record gave was dropped; use it in a with "
+            "statement, or start_recording in a service, and keep what that gives"
+        )
 
 
 @contextmanager
@@ -164,10 +237,9 @@ def recording(
         >>> with recording("traces.duckdb", run="try-1") as recorded:  # doctest: +SKIP
         ...     find("…")
     """
-    if not isinstance(store, str | os.PathLike):
-        raise InvalidInput(f"a store is the path of a DuckDB file, not {store!r:.80}")
+    path = store_path(store)
     fraction = None if sample is None else sampling.checked(sample)
-    session = _enter(Path(os.path.abspath(store)), processors, redact)
+    session = _enter(path, processors, redact)
     try:
         outer = current_scope(session)
         setting = Setting(
@@ -184,6 +256,9 @@ def recording(
         token = otel_context.attach(with_scope(scope))
         try:
             yield Recording(session, run)
+        except GeneratorExit as end:
+            warn_if_dropped(end, store)
+            raise
         finally:
             otel_context.detach(token)
     finally:
@@ -222,3 +297,14 @@ def _leave(session: Session) -> None:
         foreign.stop_copying()
         session.spool.close()
     session.flush_processors()
+
+
+def _end_with_process() -> None:
+    """Close what is still recorded into: executions that are open have been written by now."""
+    session = active
+    if session is not None:
+        session.spool.close()
+        session.flush_processors()
+
+
+atexit.register(_end_with_process)

@@ -1,31 +1,27 @@
 """The spool: append-only files beside the store, the one door by which anything is recorded.
 
-Each process appends to a segment of its own, `<utc time>-<pid>-<random>.open.jsonl`,
-renamed to `….jsonl` when it is closed. The writer holds a `flock` on its open segment,
-so a reader can tell a live writer from a dead one. A span or record is one `os.write`
-when it ends: no queue and no thread, so nothing is dropped and `kill -9` loses nothing
-that was written.
+Each process appends to a segment of its own (`open_segment`), renamed from `….open.jsonl`
+to `….jsonl` when it is closed. A span or record is one `os.write` when it ends: no queue
+and no thread, so nothing is dropped and `kill -9` loses nothing that was written.
 """
 
 from __future__ import annotations
 
 import atexit
-import contextlib
 import errno
-import fcntl
 import os
 import threading
 import time
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from opentelemetry.sdk.trace import ReadableSpan
 
 from tracetune.tracer import encoding, names, sources
+from tracetune.tracer.open_segment import QUIET_SECONDS, OpenSegment
 from tracetune.tracer.warn import warn
 
 SEGMENT_BYTES = 64 * 1024 * 1024
@@ -76,16 +72,11 @@ class Spool:
     def _begin(self) -> None:
         # Re-entrant: the garbage collector may end an abandoned generator, and so its span, in the middle of a write.
         self._lock = threading.RLock()
-        self._descriptor = -1
-        self._segment: Path | None = None
-        self._size = 0
-        self._seen = 0
+        self._segment: OpenSegment | None = None
         self._seen_counts = (0, 0)  # of spans and records, when the segment was last seen
-        self._identity = (0, 0)
-        self._has_synced_folder = False
         self._next_look = 0.0
-        self._is_torn = self._is_written = False
-        self._has_warned = False
+        self._is_written = False
+        self._has_warned = self._has_warned_of_lock = False
         self._spans = 0
         self._records = 0
         self._lost = 0
@@ -156,13 +147,12 @@ class Spool:
         """Write one whole line, and give whether it was; the caller holds the lock."""
         self._is_written = False
         try:
-            if self._descriptor >= 0 and time.monotonic() >= self._next_look:
+            if self._segment is not None and time.monotonic() >= self._next_look:
                 self._look_for_segment()
-            if self._descriptor < 0:
-                self._open_segment()
-            self._write(line, spans, records)
+            segment = self._segment or self._open_segment()
+            self._write(segment, line, spans, records)
         except OSError as error:
-            if error.errno == errno.EBADF and self._descriptor >= 0:
+            if error.errno == errno.EBADF and self._segment is not None:
                 self._was_closed_under_us()
                 return self._append(line, spans, records)
             self._lost += spans + records
@@ -172,8 +162,8 @@ class Spool:
             if not self._is_written:
                 self._lost += spans + records
             raise
-        if self._size >= self._segment_bytes:
-            self._close_segment()
+        if segment.size >= self._segment_bytes:
+            self._begin_another()
         return True
 
     def _complain(self, error: OSError) -> None:
@@ -184,131 +174,122 @@ class Spool:
                 "what is recorded until then is lost, and counted"
             )
 
-    def _write(self, data: bytes, spans: int, records: int) -> None:
-        whole = rest = b"\n" + data if self._is_torn else data
-        length, start = len(whole), self._size
+    def _write(self, segment: OpenSegment, data: bytes, spans: int, records: int) -> None:
+        whole = rest = b"\n" + data if segment.is_torn else data
+        length, start = len(whole), segment.size
         failure: BaseException | None = None
         try:
             while rest:
-                rest = rest[os.write(self._descriptor, rest) :]
+                rest = rest[os.write(segment.descriptor, rest) :]
         except BaseException as error:  # noqa: BLE001  raised below
             # A full disk may have taken a part, and an interrupt may come when all is written: the file says which.
-            failure, state = error, self._state()
-            self._size = state.st_size if state is not None else start
+            failure, state = error, segment.state()
+            segment.size = state.st_size if state is not None else start
         else:
-            self._size = start + length
+            segment.size = start + length
         # Nothing is called from here on, so no other interrupt comes in between.
-        if self._size >= start + length:
-            self._is_torn, self._is_written = False, True
+        if segment.size >= start + length:
+            segment.is_torn, self._is_written = False, True
             self._spans += spans
             self._records += records
-        elif self._size > start:
-            self._is_torn = True
+        elif segment.size > start:
+            segment.is_torn = True
         if failure is not None:
             raise failure
 
     def _look_for_segment(self) -> None:
-        """Begin another segment if this one was deleted, with what was written since it was last seen.
-
-        A deleted file goes on taking what is written to it, but nobody else will ever read that.
-        """
+        """Begin another segment if this one was taken or deleted, with what was written since it was last seen."""
+        segment = self._segment
         self._next_look = time.monotonic() + _SECONDS_BETWEEN_LOOKS
-        state = self._state()
+        if segment is None:
+            return
+        state = segment.state()
         if state is None:
             self._was_closed_under_us()
             return
-        if state.st_nlink:
-            self._seen, self._seen_counts = state.st_size, (self._spans, self._records)
+        segment.size = state.st_size
+        if segment.has_its_name:
+            segment.seen, self._seen_counts = segment.size, (self._spans, self._records)
             return
-        unseen = os.pread(self._descriptor, state.st_size - self._seen, self._seen)
-        self._forget_segment()
+        self._segment = None
+        self._write_again(segment.leave())
+
+    def _write_again(self, unseen: bytes) -> None:
+        """Write what was written to a file that has lost its name."""
         if not unseen:
             return
         try:
-            self._open_segment()
-            self._write(unseen, 0, 0)
+            self._write(self._segment or self._open_segment(), unseen, 0, 0)
         except OSError:
             written = self._spans + self._records
             self._spans, self._records = self._seen_counts
             self._lost += written - self._spans - self._records
             raise
 
-    def _state(self) -> os.stat_result | None:
-        """What the file system says of the open segment; None if the descriptor is not its any more."""
-        try:
-            state = os.fstat(self._descriptor)
-        except OSError:
-            return None
-        return state if (state.st_dev, state.st_ino) == self._identity else None
-
     def _was_closed_under_us(self) -> None:
         """Leave a descriptor that is not ours any more: programs that become daemons close all they find.
 
         What was written stands in the file; the number may be another file's by now.
         """
-        self._descriptor, self._segment = -1, None
+        self._segment = None
         self._seen_counts = (self._spans, self._records)
 
-    def _open_segment(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        stem = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}-{os.getpid()}-{os.urandom(4).hex()}"
-        # Locked before it gets the name that readers look for: they never see a live segment without its lock.
-        nascent, segment = self.folder / f"{stem}.new", self.folder / f"{stem}.open.jsonl"
-        descriptor = os.open(nascent, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o644)
+    def _open_segment(self) -> OpenSegment:
+        segment = self._segment = OpenSegment(self.folder)
+        self._next_look = time.monotonic() + _SECONDS_BETWEEN_LOOKS
+        if segment.lock_refusal is not None and not self._has_warned_of_lock:
+            self._has_warned_of_lock = True
+            warn(
+                f"the file system of {self.folder} refuses locks ({segment.lock_refusal}); everything is written all "
+                "the same, but another machine or container takes a rollout that this process leaves without an end "
+                f"for interrupted only {QUIET_SECONDS / 60:.0f} minutes after its last line: keep the store where "
+                "there are locks"
+            )
+        return segment
+
+    def _begin_another(self) -> None:
+        """Begin another segment, then close the full one: who lists the folder always finds one that is open."""
+        self._sync()
+        full = self._segment
+        if full is None or full.size < self._segment_bytes:
+            return  # it was taken, and another begun
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            nascent.rename(segment)
+            self._open_segment()
         except OSError:
-            os.close(descriptor)
-            with contextlib.suppress(OSError):
-                nascent.unlink()
-            raise
-        state = os.fstat(descriptor)
-        self._identity = (state.st_dev, state.st_ino)
-        self._descriptor, self._segment, self._size, self._is_torn = descriptor, segment, 0, False
-        self._seen, self._next_look = 0, time.monotonic() + _SECONDS_BETWEEN_LOOKS
-        self._has_synced_folder = False
+            self._segment = full  # it grows until there is room for another
+        else:
+            self._finish(full)
 
     def _close_segment(self) -> None:
         self._sync()
-        segment = self._segment
-        if segment is None:
-            return
-        try:
-            segment.rename(segment.with_name(segment.name.removesuffix(".open.jsonl") + ".jsonl"))
-        except OSError as error:
-            self._complain(error)  # unlocked, it will be taken for a dead writer's, and read all the same
-        self._forget_segment()
+        while (segment := self._segment) is not None:  # a second one where the first was taken in this moment
+            self._segment = None
+            self._finish(segment)
         self._seen_counts = (self._spans, self._records)
 
-    def _forget_segment(self) -> None:
-        os.close(self._descriptor)
-        self._descriptor, self._segment = -1, None
+    def _finish(self, segment: OpenSegment) -> None:
+        """Close a segment that nothing more is written to."""
+        try:
+            try:
+                segment.finish()
+            except FileNotFoundError:  # taken or deleted since it was last looked for
+                self._write_again(segment.leave())
+        except OSError as error:
+            self._complain(error)
 
     def _sync(self) -> None:
-        if self._descriptor >= 0:
+        if self._segment is not None:
             try:
                 self._look_for_segment()
-                if self._descriptor >= 0:
-                    os.fsync(self._descriptor)
-                    self._sync_folder()
+                if self._segment is not None:
+                    self._segment.sync()
             except OSError as error:
                 self._complain(error)
 
-    def _sync_folder(self) -> None:
-        """A new file survives a power cut only once its name is on the disk as well."""
-        if not self._has_synced_folder:
-            descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-            self._has_synced_folder = True
-
     def _leave_to_parent(self) -> None:
         """After a fork, in the child: the segment is the parent's, and so is a lock that one of its threads held."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
+        if self._segment is not None:
+            os.close(self._segment.descriptor)
         self._begin()
 
 

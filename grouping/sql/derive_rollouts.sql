@@ -1,4 +1,4 @@
--- In: touched(rollout_id), live_pids(pid); everything recorded of those rollouts
+-- In: touched(rollout_id), live_processes(process), live_pids(pid); everything recorded of those rollouts
 -- Out: rollout_rows, their rows made anew
 DELETE FROM rollout_rows WHERE rollout_id IN (FROM touched);
 
@@ -75,7 +75,8 @@ joined AS (
                WHEN ends.status IS NOT NULL THEN ends.status
                WHEN roots.status IS NOT NULL THEN roots.status
                WHEN starts.rollout_id IS NULL THEN 'ok'
-               WHEN starts.pid IS NULL OR starts.pid NOT IN (FROM live_pids) THEN 'interrupted'
+               WHEN starts.process IN (FROM live_processes) THEN NULL
+               WHEN starts.process IS NOT NULL OR starts.pid IS NULL OR starts.pid NOT IN (FROM live_pids) THEN 'interrupted'
            END AS status,
            CASE WHEN ends.rollout_id IS NULL THEN roots.error_type ELSE ends.error_type END AS error_type,
            rewards.reward,

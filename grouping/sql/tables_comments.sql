@@ -119,6 +119,7 @@ COMMENT ON COLUMN rollout_starts.input IS 'The program''s arguments, as JSON.';
 COMMENT ON COLUMN rollout_starts.policy_version IS 'The policy in force.';
 COMMENT ON COLUMN rollout_starts.pid IS 'The process that runs it.';
 COMMENT ON COLUMN rollout_starts.rest IS 'Fields without a column of their own, as a JSON object.';
+COMMENT ON COLUMN rollout_starts.process IS 'The process that runs it, with its machine, its boot and its container, as the names of segments have it.';
 
 COMMENT ON TABLE rollout_ends IS 'The record of a rollout''s end; the first one stands.';
 COMMENT ON COLUMN rollout_ends.record_id IS 'The record''s id: a record that comes again is the same one.';

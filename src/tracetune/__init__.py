@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tracetune.grouping import QueryLimits, Store
     from tracetune.offline import OfflineResult, train
     from tracetune.online import Result, optimize
-    from tracetune.recording import record
+    from tracetune.recording import record, start_recording
     from tracetune.tracer import module, policy, program, record_call, reward, rollout, tool
     from tracetune.types import Example, Grouping, Policy, Sampling, Score, Teacher
 
@@ -42,6 +42,7 @@ _HOMES = {
     "record_call": "tracetune.tracer",
     "reward": "tracetune.tracer",
     "rollout": "tracetune.tracer",
+    "start_recording": "tracetune.recording",
     "tool": "tracetune.tracer",
     "train": "tracetune.offline",
     "uninstrument": "tracetune.adapters",
@@ -70,6 +71,7 @@ __all__ = [
     "record_call",
     "reward",
     "rollout",
+    "start_recording",
     "tool",
     "train",
     "uninstrument",

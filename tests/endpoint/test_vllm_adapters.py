@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -10,7 +11,7 @@ import openai
 import pytest
 from endpoint.vllm_like import VllmLike, serving
 
-from tracetune.errors import EndpointError, TracetuneWarning
+from tracetune.errors import EndpointError, InvalidInput, TracetuneWarning
 from tracetune.trainers.endpoint import VllmEndpoint
 from tracetune.types import Upstream
 
@@ -144,3 +145,29 @@ def test_a_server_that_is_not_there_is_named(journal, tmp_path):
     settings = {"write_adapter": write_adapter, "adapter_folder": tmp_path, "version": "try@0", "journal": journal}
     with pytest.raises(EndpointError, match=r"http://127\.0\.0\.1:9/v1/load_lora_adapter could not be reached"):
         VllmEndpoint(upstream, **settings).start()
+
+
+def test_an_adapter_is_its_owners_alone_unless_the_server_is_another_user(start, tmp_path):
+    """By default nobody else reads it; with a group, that group does."""
+    modes = []
+
+    def write(folder) -> None:
+        write_adapter(folder)
+        (folder / "adapter_config.json").chmod(0o600)
+
+    def seen(folder) -> list[str]:
+        paths = [folder, *sorted(folder.rglob("*"))]
+        return [oct(path.stat().st_mode & 0o777) for path in paths]
+
+    start(write_adapter=write, adapter_folder=tmp_path / "mine")
+    modes.append(seen(tmp_path / "mine"))
+    start(write_adapter=write, adapter_folder=tmp_path / "shared", reader_group=os.getgid())
+    modes.append(seen(tmp_path / "shared"))
+    assert modes == [["0o700", "0o700", "0o600"], ["0o750", "0o750", "0o640"]]
+    assert {path.stat().st_gid for path in (tmp_path / "shared").rglob("*")} == {os.getgid()}
+
+
+def test_a_group_that_is_not_there_is_refused_at_once(start):
+    """Not when the first adapter is written."""
+    with pytest.raises(InvalidInput, match="there is no group 'nobody-has-this' of users"):
+        start(reader_group="nobody-has-this")

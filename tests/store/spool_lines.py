@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, SpanKind
 
 from tracetune.tracer import encoding, names
+from tracetune.tracer.processes import Process
 
 START = 1_767_225_600_000_000_000  # 2026-01-01, in nanoseconds
 
@@ -56,6 +59,21 @@ def write_segment(store: Path, name: str, *lines: bytes) -> Path:
     path = folder / f"{name}.jsonl"
     path.write_bytes(b"".join(lines))
     return path
+
+
+def segment_name(process: Process, number: int = 0) -> str:
+    """A segment's name without suffixes, as a process gives it."""
+    identity = f"{process.host}-{process.boot}-{process.space}-{process.started}"
+    return f"20260101T000000.{number:06d}Z-{process.pid}-00000000-{identity}"
+
+
+def gone_process() -> Process:
+    """A process of this machine that has ended."""
+    code = "from tracetune.tracer.processes import this_process; print(this_process())"
+    text = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    process = Process.of(text.strip())
+    assert process is not None
+    return process
 
 
 def tables_of(store: Path) -> dict[str, list[tuple[Any, ...]]]:

@@ -27,7 +27,7 @@ print(report.spans, report.records, report.repeated, flush=True)
 KILLED = """
 import os, signal, sys
 from tracetune.grouping import Store, segments
-segments.remove = lambda segment: os.kill(os.getpid(), signal.SIGKILL)
+segments.release = lambda segment: os.kill(os.getpid(), signal.SIGKILL)
 Store(sys.argv[1]).ingest()
 """
 

@@ -9,7 +9,7 @@ import resource
 
 import orjson
 import pytest
-from store.spool_lines import a_rollout, record, span, tables_of, write_segment
+from store.spool_lines import a_rollout, gone_process, record, segment_name, span, tables_of, write_segment
 
 from tracetune.grouping import IngestReport, Store
 from tracetune.tracer import names
@@ -127,7 +127,7 @@ def test_a_living_writers_unfinished_line_waits(path):
     """Of an open segment whose writer lives, whole lines are read, and the rest when it is whole."""
     lines = a_rollout()
     store = Store(path)
-    segment = write_segment(path, "1-1-a.open", *lines[:2], lines[2][:50])
+    segment = write_segment(path, f"{segment_name(gone_process())}.open", *lines[:2], lines[2][:50])
     with segment.open("ab") as writer:
         fcntl.flock(writer, fcntl.LOCK_EX)
         assert store.ingest() == IngestReport(records=2, segments=1)
@@ -150,7 +150,7 @@ def test_what_this_process_writes_is_there_at_once(path):
 def test_a_dead_writers_unfinished_line_is_set_aside(path):
     """A line that was cut in half is kept with its reason, and its neighbours come in."""
     lines = a_rollout()
-    write_segment(path, "1-1-a.open", *lines[:-1], lines[-1][:40])
+    write_segment(path, f"{segment_name(gone_process())}.open", *lines[:-1], lines[-1][:40])
     store = Store(path)
     assert store.ingest() == IngestReport(spans=5, records=5, rejected=1, segments=1)
     ((reason, line),) = rejected(path)

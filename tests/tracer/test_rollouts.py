@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from tracetune import tracer
 from tracetune.errors import FormatError, InvalidInput, InvalidReward, RolloutClosed, TracetuneError, TracetuneWarning
 from tracetune.testing import deterministic, span_tree, spool_records
 from tracetune.tracer import LMCall, names
+from tracetune.tracer.processes import this_process
 from tracetune.types import Call, Example, Policy, Rollout, Score
 
 PROMPT = [{"role": "user", "content": "who?"}]
@@ -82,7 +84,8 @@ def test_what_is_recorded_of_a_rollout(store: Path, spool: Path) -> None:
             tracer.reward(Score(0.5, "close", {"hop": 1.0}))
         tracer.reward(1, rollout_id="r1", name="length", source="judge")
     (started,) = spool_records(spool, names.RECORD_ROLLOUT)
-    assert started.pop("pid") > 0
+    assert started.pop("process") == str(this_process())
+    assert started.pop("pid") == os.getpid()
     identity = {"rollout_id": "r1", "run": "try-1", "split": "val", "step": 4}
     assert started == identity | {
         "index": 3,

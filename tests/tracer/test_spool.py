@@ -23,6 +23,7 @@ from tracetune import tracer
 from tracetune.errors import TracetuneWarning
 from tracetune.testing import span_tree, spool_records
 from tracetune.tracer import Spool, SpoolCounts, names
+from tracetune.tracer.processes import this_process
 
 
 @tracer.module
@@ -73,7 +74,9 @@ def test_a_segment_is_locked_while_it_is_open_and_renamed_when_it_is_closed(spoo
     assert not spool.exists()
     written.write_record(names.RECORD_JOB, {})
     (segment,) = spool.iterdir()
-    assert segment.name.endswith(f"-{os.getpid()}-{segment.name.split('-')[2]}")
+    process = this_process()
+    _, pid, _, *identity = segment.name.removesuffix(".open.jsonl").split("-")
+    assert (pid, identity) == (str(os.getpid()), [process.host, process.boot, process.space, process.started])
     assert segment.name.endswith(".open.jsonl")
     assert is_locked(segment)
     written.close()

@@ -6,22 +6,27 @@ version, so that no completion and no cached prefix mixes two of them.
 
 from __future__ import annotations
 
+import os
 import secrets
 import shutil
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import httpx
 
-from tracetune.errors import EndpointError, TracetuneWarning
+from tracetune.errors import EndpointError, InvalidInput, TracetuneWarning
+from tracetune.files import make_folder
 from tracetune.trainers.endpoint.proxy import ProxyEndpoint
 from tracetune.types import Journal, Sampling, Upstream
 
 # Loading an adapter of a large model takes a while.
 _SECONDS = 600.0
+# Its owner writes, its group reads.
+_READ_FOLDER = 0o750
+_READ_FILE = 0o640
 
 
 class VllmEndpoint(ProxyEndpoint):
@@ -43,6 +48,7 @@ class VllmEndpoint(ProxyEndpoint):
         *,
         write_adapter: Callable[[Path], None],
         adapter_folder: Path,
+        reader_group: str | int | None = None,
         name: str = "policy",
         version: str,
         journal: Journal,
@@ -59,6 +65,8 @@ class VllmEndpoint(ProxyEndpoint):
             write_adapter: writes the adapter as it is at the moment into an empty folder, as
                 peft reads it: a trainer's `save`.
             adapter_folder: where the server finds it; each version has a folder of its own there.
+            reader_group: the group of users, by name or number, that the server runs under, where it
+                runs under another user: it may then read the adapters, which are otherwise this user's alone.
             name: as for any endpoint, and what the adapter's names begin with.
             version: of the policy.
             journal: where tokens are recorded.
@@ -69,8 +77,10 @@ class VllmEndpoint(ProxyEndpoint):
             port: 0 takes a free one.
 
         Raises:
-            InvalidInput: if a mapped name leads to another model, or the upstream has no address.
+            InvalidInput: if a mapped name leads to another model, the upstream has no address, or there is no
+                such group.
         """
+        group_id = None if reader_group is None else _group_id(reader_group)
         super().__init__(
             upstream,
             upstream_model="",
@@ -84,7 +94,7 @@ class VllmEndpoint(ProxyEndpoint):
             host=host,
             port=port,
         )
-        self._adapters = _Adapters(upstream, write_adapter, adapter_folder.absolute(), name)
+        self._adapters = _Adapters(upstream, write_adapter, adapter_folder.absolute(), name, group_id)
 
     def start(self) -> Self:
         """Have the server load the adapter, then listen, and answer.
@@ -131,6 +141,7 @@ class _Adapters:
     write: Callable[[Path], None]
     folder: Path
     name: str
+    group_id: int | None
 
     def __post_init__(self) -> None:
         # A server outlives trainers, and caches by name: a resumed run must not find what an earlier one left.
@@ -147,15 +158,31 @@ class _Adapters:
         name = f"{self.name}-{self._life}-{self._number}"
         self._number += 1
         place = self.folder / name
-        place.mkdir(parents=True)
+        is_new = not self.folder.exists()
+        make_folder(place)
         try:
             self.write(place)
+            self._share([*([self.folder] if is_new else []), place, *place.rglob("*")])
             self._ask("load_lora_adapter", f"the adapter of {version}", lora_name=name, lora_path=str(place))
         except BaseException:
             shutil.rmtree(place, ignore_errors=True)
             raise
         self._loaded[name] = place
         return name
+
+    def _share(self, paths: Iterable[Path]) -> None:
+        """Let the server's group read them."""
+        if self.group_id is None:
+            return
+        for path in paths:
+            try:
+                os.chown(path, -1, self.group_id)
+            except PermissionError as error:
+                raise EndpointError(
+                    f"{path} can't be given to group {self.group_id} ({error.strerror}); run as a member of the group "
+                    "that the vLLM server runs under"
+                ) from error
+            path.chmod(_READ_FOLDER if path.is_dir() else _READ_FILE)
 
     def unload(self, name: str) -> None:
         """Have the server forget an adapter that was loaded here, and remove its files."""
@@ -189,6 +216,17 @@ class _Adapters:
             f"{address} refused {what} with {answer.status_code} ({reason or answer.text[:200]}); see that the server "
             "can read its folder, and that --max-lora-rank is at least its rank"
         )
+
+
+def _group_id(group: str | int) -> int:
+    if isinstance(group, int):
+        return group
+    import grp  # not on every system
+
+    try:
+        return grp.getgrnam(group).gr_gid
+    except KeyError:
+        raise InvalidInput(f"there is no group {group!r} of users; give the vLLM server's, by name or number") from None
 
 
 def _reason(answer: httpx.Response) -> str | None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tracetune.errors import CheckpointError
+from tracetune.files import write_bytes, write_text
 from tracetune.types import Rollout
 
 _STATE, _ROWS = "jobs.json", "rows.jsonl"
@@ -117,8 +118,8 @@ class State:
             pending = {name: getattr(self.pending, name) for name in Pending.__slots__ if name != "content"}
             rollouts = [asdict(replace(rollout, output=None, calls=())) for rollout in self.pending.rollouts]
             values["pending"] = {**pending, "rollouts": rollouts, "sha256": self.pending.sha256}
-            (folder / _ROWS).write_bytes(self.pending.content)
-        (folder / _STATE).write_text(json.dumps(values, indent=1), encoding="utf-8")
+            write_bytes(folder / _ROWS, self.pending.content)
+        write_text(folder / _STATE, json.dumps(values, indent=1))
 
     @classmethod
     def load(cls, folder: Path, settings: dict[str, Any]) -> State:

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tracetune.errors import CheckpointError
+from tracetune.files import make_file, make_folder, write_text
 from tracetune.trainers.local.learner import Learner
 from tracetune.trainers.local.lora import FIRST, Adapters, adapter_name
 
@@ -67,15 +68,16 @@ def save_checkpoint(
     tensors = {"torch_random_state": torch.get_rng_state()}
     for module, learner in learners.items():
         adapter_folder = _adapter_folder(folder, module)
-        adapter_folder.mkdir(parents=True, exist_ok=True)
+        make_folder(adapter_folder)
         adapters.save(adapter_folder, learner.name)
         for name, weight in learner.parameters.items():
             for moment, value in learner.optimizer.state.get(weight, {}).items():
                 tensors[f"{name}.{moment}"] = value.contiguous()
+    make_file(folder / _OPTIMIZER)
     save_file(tensors, folder / _OPTIMIZER)
     modules = sorted(module for module in learners if module is not None)
     record = {**asdict(state), "modules": modules, "python_random_state": random.getstate()}
-    (folder / _STATE).write_text(json.dumps(record, indent=2))
+    write_text(folder / _STATE, json.dumps(record, indent=2))
 
 
 @dataclass(frozen=True, slots=True)

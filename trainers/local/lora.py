@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tracetune.errors import InvalidInput
+from tracetune.files import make_file, write_text
 
 _WEIGHTS = "adapter_model.safetensors"
 FIRST = "default"
@@ -91,12 +92,13 @@ class Adapters:
     def save(self, folder: Path, name: str) -> None:
         """Write one in peft's own layout, so that `PeftModel.from_pretrained(base, folder)` reads it too."""
         weights = {key.replace(f".{name}.", "."): weight for key, weight in self.parameters(name).items()}
+        make_file(folder / _WEIGHTS)
         save_file({key: weight.detach().contiguous() for key, weight in weights.items()}, folder / _WEIGHTS)
         settings = {
             name: sorted(value) if isinstance(value, set) else value
             for name, value in self.model.peft_config[name].to_dict().items()
         }
-        (folder / "adapter_config.json").write_text(json.dumps({**settings, "inference_mode": True}, indent=2))
+        write_text(folder / "adapter_config.json", json.dumps({**settings, "inference_mode": True}, indent=2))
 
     def read(self, folder: Path) -> dict[str, Tensor]:
         """The weights that `save` wrote, without putting them in force.

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from tracetune.errors import InvalidInput
+from tracetune.files import make_folder
 from tracetune.trainers.base import Endpoint, WeightTrainer
 from tracetune.trainers.local.checkpoint import TrainerState, model_fingerprint, read_checkpoint, save_checkpoint
 from tracetune.trainers.local.export import export_merged
@@ -185,7 +186,7 @@ class LocalTrainer(WeightTrainer):
 
     def save(self, folder: Path) -> None:
         """Write adapters, optimisers, random states and settings into a folder, as safetensors and JSON."""
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         save_checkpoint(folder, self._adapters, self._learners, self._state())
 
     def load(self, folder: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from tracetune.errors import CheckpointError, InvalidInput, TrainerError
+from tracetune.files import make_folder, write_text
 from tracetune.trainers.base import Endpoint, WeightTrainer
 from tracetune.trainers.local.members import TrainableMember, has_something_to_learn, trainable_members
 from tracetune.trainers.local.schedule import rate_factor
@@ -151,7 +152,7 @@ class TinkerTrainer(WeightTrainer):
             TrainerError: if the service cannot, or the last step ended halfway.
         """
         self._check_whole()
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         # Names are taken once at some services, and a step may be saved twice.
         name = f"step-{self.steps_done:06d}-{secrets.token_hex(4)}"
         state = self._run().save(name, self.settings.state_ttl_seconds)
@@ -161,7 +162,7 @@ class TinkerTrainer(WeightTrainer):
             "model": self.model,
             "state": state,
         }
-        (folder / _STATE).write_text(json.dumps(record, indent=2))
+        write_text(folder / _STATE, json.dumps(record, indent=2))
 
     def load(self, folder: Path) -> None:
         """Go on where `save` was called, from the state that the service has kept.

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 
 from tracetune.errors import InvalidInput
+from tracetune.files import make_folder
 from tracetune.trainers.base import Endpoint, WeightTrainer
 from tracetune.trainers.local.checkpoint import TrainerState, model_fingerprint, read_checkpoint, save_checkpoint
 from tracetune.trainers.local.learner import Learner
@@ -179,7 +180,7 @@ class TrlTrainer(WeightTrainer):
 
     def save(self, folder: Path) -> None:
         """Write adapter, optimiser, random states and settings into a folder, as safetensors and JSON."""
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         save_checkpoint(folder, self._adapters, {None: self._learner}, self._state())
 
     def load(self, folder: Path) -> None:

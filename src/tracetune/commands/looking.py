@@ -10,6 +10,7 @@ import typer
 
 from tracetune.commands.app import StorePath, app, open_store, say
 from tracetune.errors import InvalidInput
+from tracetune.files import make_file
 from tracetune.terminal import write_csv, write_json, write_table
 
 if TYPE_CHECKING:
@@ -142,9 +143,12 @@ def _write_parquet(answer: Result, file: Path, store: Path) -> None:
     import pyarrow as pa
     from pyarrow import parquet
 
-    if file.resolve() == store.resolve():
+    from tracetune.tracer import store_path
+
+    if store_path(file) == store_path(store):
         raise InvalidInput(f"{file} is the store itself; name another file for --parquet")
     try:
+        make_file(file)
         parquet.write_table(answer.arrow(), file)
     except (OSError, pa.ArrowException) as error:
         raise InvalidInput(f"{file} cannot be written ({error}); name another file for --parquet") from error

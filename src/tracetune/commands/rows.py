@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 
 from tracetune.commands.app import say
 from tracetune.errors import InvalidInput
+from tracetune.files import write_text
 from tracetune.rows import Rows, kto_rows, preference_rows, supervised_rows, write_dataset, write_group_table
+from tracetune.tracer import store_path
 from tracetune.types import Grouping
 
 if TYPE_CHECKING:
@@ -57,7 +59,7 @@ def export_rows(store: Store, settings: RowSettings, where: str | None) -> None:
         InvalidInput: if they cannot be written there.
         QueryError: if the condition is not one.
     """
-    if settings.output is not None and settings.output.absolute() == store.path:
+    if settings.output is not None and store_path(settings.output) == store.path:
         raise InvalidInput(f"{settings.output} is the store itself; name another path")
     batch = store.groups(Grouping(), where)
     try:
@@ -85,7 +87,7 @@ def _write(batch: GroupBatch, settings: RowSettings) -> None:
             if settings.output is None:
                 _print(rows)
             else:
-                settings.output.write_text(rows.jsonl(), encoding="utf-8")
+                write_text(settings.output, rows.jsonl())
             say(f"{len(rows)} rows {of_batch}")
             _say_counts("left out of the rows", rows.skipped)
 

@@ -12,6 +12,8 @@ import shutil
 from pathlib import Path
 
 from tracetune.errors import CheckpointError
+from tracetune.files import FOLDER_MODE, make_folder, make_private
+from tracetune.tracer import checkpoints_folder
 from tracetune.types import Checkpoint
 
 _STEP = re.compile(r"step-(\d{6,})")
@@ -24,17 +26,18 @@ class Checkpoints:
     first is being replaced.
 
     Example:
-        >>> Checkpoints(Path("demo.duckdb"), "demo-1").folder.as_posix()
+        >>> Checkpoints(Path("demo.duckdb"), "demo-1").folder.relative_to(Path.cwd().resolve()).as_posix()
         'demo.duckdb.checkpoints/demo-1'
     """
 
     def __init__(self, store: Path, run: str) -> None:
-        self.folder = store.with_name(store.name + ".checkpoints") / run
+        self.folder = checkpoints_folder(store) / run
 
     def reserve(self) -> bool:
         """Take the run's folder for a new run; False if there is one, of whatever run."""
+        make_folder(self.folder.parent)
         try:
-            self.folder.mkdir(parents=True)
+            self.folder.mkdir(FOLDER_MODE)
         except FileExistsError:
             return False
         return True
@@ -57,9 +60,10 @@ class Checkpoints:
         place = self.folder / f"step-{state.step:06d}"
         unfinished = self.folder / f"unfinished-{state.step:06d}-{os.getpid()}"
         shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
+        make_folder(unfinished)
         try:
             state.save(unfinished)
+            make_private(unfinished)
             for path in [*unfinished.rglob("*"), unfinished]:
                 _to_disk(path)
         except Exception as error:

@@ -12,12 +12,13 @@ import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
 from tracetune.errors import InvalidInput
+from tracetune.files import make_file
 
 _VERSION = 1
 _SCHEMA = "CREATE TABLE IF NOT EXISTS answers (question TEXT PRIMARY KEY, answer TEXT NOT NULL) WITHOUT ROWID"
@@ -39,6 +40,8 @@ class AnswerCache:
         self._path = Path(path)
         self._lock = threading.Lock()
         self._asking: WeakValueDictionary[str, _Turn] = WeakValueDictionary()
+        with suppress(OSError):  # SQLite says what is wrong with it
+            make_file(self._path)
         with self._open() as connection:
             connection.execute(_SCHEMA)
 

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from tracetune.errors import InvalidInput
+from tracetune.files import make_file, make_folder, write_text
 from tracetune.rows.kto import kto_rows
 from tracetune.rows.messages import Rows
 from tracetune.rows.preferences import preference_rows
@@ -54,11 +55,12 @@ def write_dataset(
         "kto": kto_rows(batch),
     }
     tables = {kind: _table(kind, rows.rows) for kind, rows in kinds.items() if rows.rows}
-    folder.mkdir(parents=True)
+    make_folder(folder)
     for kind, table in tables.items():
+        make_file(folder / f"{kind}.parquet")
         pa.parquet.write_table(table, folder / f"{kind}.parquet", compression="zstd")
     write_group_table(batch, folder / "groups.parquet")
-    (folder / "README.md").write_text(_card([*tables, "groups"], kinds), encoding="utf-8")
+    write_text(folder / "README.md", _card([*tables, "groups"], kinds))
     return kinds
 
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet
 
+from tracetune.files import make_file
 from tracetune.rows.messages import json_text
 from tracetune.types import Group, GroupBatch, Member
 
@@ -77,7 +79,9 @@ def write_group_table(batch: GroupBatch, path: str | PathLike[str]) -> None:
     Example:
         >>> write_group_table(batch, "batch.parquet")  # doctest: +SKIP
     """
-    pa.parquet.write_table(group_table(batch), path, compression="zstd")
+    table = group_table(batch)
+    make_file(Path(path))
+    pa.parquet.write_table(table, path, compression="zstd")
 
 
 def _row(group: Group, slot: int, member: Member, is_singleton: bool) -> dict[str, Any]:
