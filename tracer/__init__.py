@@ -9,7 +9,7 @@ from tracetune.tracer.decorators import is_program, module, program, tool
 from tracetune.tracer.executions import Node, OpenExecution
 from tracetune.tracer.made_calls import record_call
 from tracetune.tracer.outcomes import count_as_format_error
-from tracetune.tracer.rollouts import RolloutHandle, policy, rollout
+from tracetune.tracer.rollouts import RolloutHandle, entered, new_rollout, policy, rollout
 from tracetune.tracer.scores import reward, scoring
 from tracetune.tracer.session import Recording, recording, spool_folder
 from tracetune.tracer.spool import Spool, SpoolCounts
@@ -24,8 +24,10 @@ __all__ = [
     "Spool",
     "SpoolCounts",
     "count_as_format_error",
+    "entered",
     "is_program",
     "module",
+    "new_rollout",
     "policy",
     "program",
     "record_call",

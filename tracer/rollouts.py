@@ -229,6 +229,44 @@ class RolloutHandle:
             )
 
 
+def new_rollout(
+    example_id: str | None = None,
+    *,
+    id: str | None = None,  # noqa: A002  a rollout's id is its id
+    run: str | None = None,
+    split: str | None = None,
+    step: int | None = None,
+    index: int = 0,
+    policy: Policy | None = None,
+) -> RolloutHandle:
+    """A rollout that has not started; `entered` makes it the one that code runs in. Arguments as of `rollout`."""
+    outer = current_scope(session.active)
+    setting = Setting(
+        session.active,
+        outer.setting.run if run is None else run,
+        outer.setting.split if split is None else split,
+        outer.setting.step if step is None else step,
+        outer.setting.policy if policy is None else policy,
+        outer.setting.sample,
+    )
+    return RolloutHandle(setting, id=id or sources.new_id(), example_id=example_id, index=index)
+
+
+@contextmanager
+def entered(handle: RolloutHandle) -> Iterator[None]:
+    """Run what is inside in a rollout, which ends with the block."""
+    token = otel_context.attach(with_scope(Scope(handle.setting, handle, handle.executions)))
+    try:
+        yield
+    except BaseException as error:
+        handle.block_ended(error)
+        raise
+    else:
+        handle.block_ended(None)
+    finally:
+        otel_context.detach(token)
+
+
 @contextmanager
 def rollout(
     example_id: str | None = None,
@@ -257,26 +295,9 @@ def rollout(
         >>> this.as_rollout().status
         'ok'
     """
-    outer = current_scope(session.active)
-    setting = Setting(
-        session.active,
-        outer.setting.run if run is None else run,
-        outer.setting.split if split is None else split,
-        outer.setting.step if step is None else step,
-        outer.setting.policy if policy is None else policy,
-        outer.setting.sample,
-    )
-    handle = RolloutHandle(setting, id=id or sources.new_id(), example_id=example_id, index=index)
-    token = otel_context.attach(with_scope(Scope(setting, handle, handle.executions)))
-    try:
+    handle = new_rollout(example_id, id=id, run=run, split=split, step=step, index=index, policy=policy)
+    with entered(handle):
         yield handle
-    except BaseException as error:
-        handle.block_ended(error)
-        raise
-    else:
-        handle.block_ended(None)
-    finally:
-        otel_context.detach(token)
 
 
 def policy() -> Policy:
