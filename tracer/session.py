@@ -46,6 +46,7 @@ class Session:
         self.store = store
         self.spool = Spool(spool_folder(store))
         self.capture = Capture(redact)
+        self.redact = redact
         self.processors = tuple(processors)
         self.scope = Scope(Setting(self))
         self.depth = 0

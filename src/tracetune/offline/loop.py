@@ -22,7 +22,7 @@ from tracetune.online.checkpoints import Checkpoints
 from tracetune.online.environment import OnlineEnvironment, OnStep
 from tracetune.online.journal import SpoolJournal
 from tracetune.online.progress import ProgressDisplay
-from tracetune.online.runner import Reward, RolloutRunner, as_program
+from tracetune.online.runner import Reward, RolloutRunner
 from tracetune.online.runs import run_name
 from tracetune.recording import record
 from tracetune.trainers import FinishedStep, WeightTrainer, make_trainer
@@ -171,7 +171,7 @@ def train(
             display.groups(groups)
             measuring = None
             if program is not None and reward is not None:
-                runner = RolloutRunner(as_program(program), reward, max_concurrency=16, timeout=120.0)
+                runner = RolloutRunner(program, reward, max_concurrency=16, timeout=120.0)
                 stack.callback(runner.close)
                 measuring = OnlineEnvironment(
                     plan=plan,

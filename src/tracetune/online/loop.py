@@ -11,15 +11,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from tracetune.errors import InvalidInput
 from tracetune.grouping import Store
 from tracetune.online.checkpoints import Checkpoints
 from tracetune.online.environment import EXPORTED, OnlineEnvironment, OnStep
 from tracetune.online.journal import SpoolJournal
+from tracetune.online.processes import importable_name
 from tracetune.online.progress import ProgressDisplay
-from tracetune.online.runner import Reward, RolloutRunner, as_program
+from tracetune.online.runner import Reward, RolloutRunner
 from tracetune.online.runs import run_name
 from tracetune.recording import record
 from tracetune.trainers import make_trainer
@@ -88,6 +89,7 @@ def optimize(
     validate_every: int | None = None,
     max_concurrency: int = 16,
     timeout: float | None = 120.0,
+    isolate: Literal["program", "reward"] | Sequence[Literal["program", "reward"]] = (),
     models: Mapping[str, str] | None = None,
     export_env: bool = False,
     teachers: Sequence[Teacher] = (),
@@ -122,7 +124,9 @@ def optimize(
         val: examples to validate on, before and after.
         validate_every: validate after each so many steps as well.
         max_concurrency: rollouts under way at once.
-        timeout: seconds that one rollout may take; None waits for ever.
+        timeout: seconds that one rollout may take, and its reward after it; None waits for ever.
+        isolate: "program", "reward" or both: run in processes of their own, which can be killed
+            whatever they do; see `docs/rollouts.md`.
         models: names that the program has hard-coded, mapped to the policy's name.
         export_env: point `OPENAI_BASE_URL` and `OPENAI_API_KEY` at the policy meanwhile;
             requests for models that are neither the policy nor in `models` are passed on
@@ -166,6 +170,12 @@ def optimize(
             "export_env is for clients that are made once for all rollouts, and teachers need one for each; leave one "
             "of them out, and build the client from tt.policy() inside the program"
         )
+    isolated = (isolate,) if isinstance(isolate, str) else tuple(isolate)
+    functions = {"program": program, "reward": reward}
+    for kind in isolated:
+        if kind not in functions:
+            raise InvalidInput(f'isolate takes "program", "reward" or both, not {kind!r}')
+        importable_name(kind, functions[kind])
     learner = make_trainer(trainer, model=model) if isinstance(trainer, str) else trainer
     if teachers and not learner.capabilities.weights:
         raise InvalidInput("this trainer changes no weights and learns from no teacher; leave teachers out")
@@ -196,7 +206,7 @@ def optimize(
             journal = SpoolJournal(recording.spool, name)
             if resume:
                 journal.supersede(done + 1)
-            runner = RolloutRunner(as_program(program), reward, max_concurrency=max_concurrency, timeout=timeout)
+            runner = RolloutRunner(program, reward, max_concurrency=max_concurrency, timeout=timeout, isolate=isolated)
             stack.callback(runner.close)
             display = stack.enter_context(ProgressDisplay(name, steps, first=done, shown=progress))
             env = OnlineEnvironment(

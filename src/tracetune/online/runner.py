@@ -11,22 +11,23 @@ it still traces is marked late.
 from __future__ import annotations
 
 import contextvars
-import inspect
 import queue
 import time
 import warnings
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from concurrent.futures import CancelledError
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from tracetune import tracer
+from tracetune.calling import as_program, call_async_program, call_async_reward, call_program, call_reward, is_async
 from tracetune.errors import TracetuneWarning
+from tracetune.isolated import Identity, ProgramJob, RewardJob
+from tracetune.online.processes import START_TIME, IsolatedOutput, Processes, run_program_in, run_reward_in
 from tracetune.online.user_code import EventLoop, UserCall
-from tracetune.tracer.outcomes import error_type, status_of
+from tracetune.tracer.outcomes import error_type
 from tracetune.types import Example, Policy, Rollout, Score
 
 Reward = Callable[[Example, Any, Rollout], float | Score | Awaitable[float | Score]]
@@ -39,11 +40,6 @@ _JOINING_TIME = 2.0
 
 class RolloutWarning(TracetuneWarning):
     """Some rollouts failed, were held up or could not be scored; the message says how many or why."""
-
-
-def as_program(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function as a program: itself where it is decorated as one."""
-    return function if tracer.is_program(function) else tracer.program(function)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +103,7 @@ class _Attempt:
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """An event loop is not blocked: it was asked for the sake of this call."""
+    """What this call waited for has come: its event loop has answered, or its process is ready."""
 
     call: UserCall
 
@@ -121,17 +117,30 @@ class RolloutRunner:
             closed; sync or async. Its own LM calls are recorded with kind "score".
         max_concurrency: how many rollouts are under way at once.
         timeout: seconds that a rollout may take, and its reward after it.
+        isolate: "program", "reward" or both: which of them run in processes of their own.
+
+    Raises:
+        InvalidInput: if what is isolated cannot be found by another process.
     """
 
     def __init__(
-        self, program: Callable[..., Any], reward: Reward, *, max_concurrency: int, timeout: float | None
+        self,
+        program: Callable[..., Any],
+        reward: Reward,
+        *,
+        max_concurrency: int,
+        timeout: float | None,
+        isolate: Collection[str] = (),
     ) -> None:
-        self._program = program
+        self._isolate = isolate
+        self._processes = None
+        if isolate:
+            functions = {"program": program, "reward": reward}
+            self._processes = Processes({kind: functions[kind] for kind in isolate}, timeout)
+        self._program = as_program(program)
         self._reward = reward
         self._max_concurrency = max_concurrency
         self._timeout = timeout
-        self._program_is_async = _is_async(program)
-        self._reward_is_async = _is_async(reward)
         self._events: queue.SimpleQueue[UserCall | _Answer | None] = queue.SimpleQueue()
         self._under_way: dict[UserCall, _Attempt] = {}
         self._loops: set[EventLoop] = set()
@@ -166,6 +175,8 @@ class RolloutRunner:
         """End what is under way, within seconds; what hangs in a thread ends with the process."""
         self._events.put(None)
         deadline = time.monotonic() + _JOINING_TIME
+        if self._processes is not None:
+            self._processes.close()
         loops = list(self._loops)
         for loop in loops:
             loop.close()
@@ -180,71 +191,59 @@ class RolloutRunner:
             request.example.id, split=request.split, step=request.step, index=request.index, policy=request.policy
         )
         attempt = _Attempt(place, request, handle)
-        if self._program_is_async:
-            self._start_in_loop(batch, attempt, partial(self._run_program_async, attempt))
+        inputs = request.example.inputs
+        if self._processes is not None and "program" in self._isolate:
+            run = partial(run_program_in, self._processes, handle, ProgramJob(_identity(attempt), inputs))
+            self._start_in_thread(batch, attempt, run, is_isolated=True)
+        elif is_async(self._program):
+            self._start_in_loop(
+                batch,
+                attempt,
+                lambda call: call_async_program(handle, self._program, inputs, is_left=lambda: call.is_left),
+            )
         else:
-            self._start_in_thread(batch, attempt, partial(self._run_program, attempt))
+            self._start_in_thread(
+                batch, attempt, lambda call: call_program(handle, self._program, inputs, is_left=lambda: call.is_left)
+            )
 
-    def _run_program(self, attempt: _Attempt, call: UserCall) -> Any:
-        with tracer.entered(attempt.handle):
-            output = self._program(**attempt.request.example.inputs)
-            if not inspect.isgenerator(output):
-                return output
-            items = []
-            with _failing(attempt.handle):
-                for item in output:
-                    if call.is_left:
-                        break
-                    items.append(item)
-            return items
+    def _program_ended(self, batch: _Batch, attempt: _Attempt, call: UserCall) -> None:
+        result, output, error, message = None, call.value, call.error, call.message
+        if isinstance(output, IsolatedOutput):
+            result, error, message = output.rollout, output.error, output.message
+            output = output.value
+        elif error is not None and "program" in self._isolate:
+            self._close(attempt, "error", error_type(error))
+        self._have_result(batch, attempt, replace(result or attempt.handle.as_rollout(), output=output), error, message)
 
-    async def _run_program_async(self, attempt: _Attempt, call: UserCall) -> Any:
-        with tracer.entered(attempt.handle):
-            output = self._program(**attempt.request.example.inputs)
-            if not inspect.isasyncgen(output):
-                return await output if inspect.isawaitable(output) else output
-            items = []
-            with _failing(attempt.handle):
-                async for item in output:
-                    if call.is_left:
-                        break
-                    items.append(item)
-            return items
-
-    def _program_ended(
-        self, batch: _Batch, attempt: _Attempt, output: Any, error: BaseException | None, message: str
+    def _have_result(
+        self, batch: _Batch, attempt: _Attempt, result: Rollout, error: BaseException | None, message: str
     ) -> None:
-        result = replace(attempt.handle.as_rollout(), output=output)
         if result.status == "ok":
-            attempt.result = result
-            self._start_reward(batch, attempt)
+            self._start_reward(batch, attempt, result)
             return
         if error is None:
             error, message = RuntimeError(), f"the rollout was closed with status {result.status}"
         batch.failures.program(error, message)
         batch.finish(attempt.place, result)
 
+    def _close(self, attempt: _Attempt, status: str, error_type: str | None = None) -> None:
+        """Close a rollout whose program is still running, or whose process has died."""
+        if "program" in self._isolate:
+            attempt.handle.start()  # the process may have ended before it recorded that
+        attempt.handle.close(status, error_type)
+
     # Rewards
 
-    def _start_reward(self, batch: _Batch, attempt: _Attempt) -> None:
-        if self._reward_is_async:
-            self._start_in_loop(batch, attempt, partial(self._run_reward_async, attempt))
+    def _start_reward(self, batch: _Batch, attempt: _Attempt, result: Rollout) -> None:
+        attempt.result = result
+        handle, example = attempt.handle, attempt.request.example
+        if self._processes is not None and "reward" in self._isolate:
+            run = partial(run_reward_in, self._processes, RewardJob(_identity(attempt), example, result))
+            self._start_in_thread(batch, attempt, run, is_isolated=True)
+        elif is_async(self._reward):
+            self._start_in_loop(batch, attempt, lambda _: call_async_reward(handle, self._reward, example, result))
         else:
-            self._start_in_thread(batch, attempt, partial(self._run_reward, attempt))
-
-    def _run_reward(self, attempt: _Attempt, call: UserCall) -> Score:
-        assert attempt.result is not None  # the program has ended
-        with tracer.scoring(attempt.handle):
-            value: Any = self._reward(attempt.request.example, attempt.result.output, attempt.result)
-        return _plain_score(value)
-
-    async def _run_reward_async(self, attempt: _Attempt, call: UserCall) -> Score:
-        assert attempt.result is not None  # the program has ended
-        with tracer.scoring(attempt.handle):
-            value: Any = self._reward(attempt.request.example, attempt.result.output, attempt.result)
-            if inspect.isawaitable(value):
-                value = await value
-        return _plain_score(value)
+            self._start_in_thread(batch, attempt, lambda _: call_reward(handle, self._reward, example, result))
 
     def _reward_ended(self, batch: _Batch, attempt: _Attempt, call: UserCall) -> None:
         assert attempt.result is not None  # the program has ended
@@ -260,10 +259,15 @@ class RolloutRunner:
 
     # Threads and loops
 
-    def _start_in_thread(self, batch: _Batch, attempt: _Attempt, function: Callable[[UserCall], Any]) -> None:
+    def _start_in_thread(
+        self, batch: _Batch, attempt: _Attempt, function: Callable[[UserCall], Any], *, is_isolated: bool = False
+    ) -> None:
         call = UserCall(function, batch.context.copy(), self._events.put)
+        if is_isolated:
+            call.starts_by += START_TIME
+            call.began = partial(self._events.put, _Answer(call))  # whoever watches the clock looks at it again
         self._under_way[call] = attempt
-        call.start_in_thread()
+        call.start_in_thread(begins_itself=is_isolated)
 
     def _start_in_loop(self, batch: _Batch, attempt: _Attempt, function: Callable[[UserCall], Any]) -> None:
         call = UserCall(function, batch.context.copy(), self._events.put)
@@ -305,7 +309,7 @@ class RolloutRunner:
             return  # of a run that was interrupted
         self._end_own_loop(event)
         if attempt.result is None:
-            self._program_ended(batch, attempt, event.value, event.error, event.message)
+            self._program_ended(batch, attempt, event)
         else:
             self._reward_ended(batch, attempt, event)
 
@@ -320,7 +324,7 @@ class RolloutRunner:
 
     def _deadline(self, call: UserCall) -> float:
         assert self._timeout is not None  # the caller looked
-        return (call.asked_at if call.began_at is None else call.began_at) + self._timeout
+        return (call.starts_by if call.began_at is None else call.began_at) + self._timeout
 
     def _look_at_clock(self, batch: _Batch) -> None:
         """Leave every call whose time is over."""
@@ -350,10 +354,11 @@ class RolloutRunner:
             batch.finish(attempt.place, attempt.result)
         elif has_begun:
             # Closed before it is stopped, so that it is a timeout and not the error that cancelling raises in it.
-            attempt.handle.close("timeout")
+            self._close(attempt, "timeout")
             call.stop()
-            self._program_ended(batch, attempt, attempt.handle.output, error, str(error))
+            self._have_result(batch, attempt, attempt.handle.as_rollout(), error, str(error))
         else:
+            call.stop()
             request = attempt.request
             batch.failures.program(error, str(error))
             never_begun = Rollout("", request.example.id, split=request.split, step=request.step, status="timeout")
@@ -388,10 +393,10 @@ class RolloutRunner:
         has_begun = call.leave()
         if attempt.result is not None:
             call.stop()
-            self._start_reward(batch, attempt)
+            self._start_reward(batch, attempt, attempt.result)
             return
         if has_begun:
-            attempt.handle.close("interrupted")
+            self._close(attempt, "interrupted")
             call.stop()
         batch.waiting.appendleft(attempt.place)
 
@@ -400,7 +405,7 @@ class RolloutRunner:
         while self._under_way:
             call, attempt = self._under_way.popitem()
             if call.leave() and attempt.result is None:
-                attempt.handle.close("interrupted")
+                self._close(attempt, "interrupted")
             call.stop()
 
 
@@ -427,25 +432,9 @@ class _Batch:
             self._on_done(rollout)
 
 
-def _is_async(function: Callable[..., Any]) -> bool:
-    """Whether a function, or what decorators have made of one, runs in an event loop."""
-    innermost = inspect.unwrap(function)
-    if not (inspect.isroutine(innermost) or isinstance(innermost, partial)):
-        innermost = type(innermost).__call__
-    return any(inspect.iscoroutinefunction(call) or inspect.isasyncgenfunction(call) for call in (function, innermost))
-
-
-@contextmanager
-def _failing(handle: tracer.RolloutHandle) -> Iterator[None]:
-    """What a generator raises that its program returned fails the rollout, although the program has ended well."""
-    try:
-        yield
-    except BaseException as error:
-        handle.close(status_of(error), error_type(error))
-        raise
-
-
-def _plain_score(value: object) -> Score:
-    """What a reward gave, as plain numbers and texts: looking at it runs user code."""
-    score = Score.of(value)
-    return Score(score.value, str(score.feedback), {str(module): value for module, value in score.by_module.items()})
+def _identity(attempt: _Attempt) -> Identity:
+    handle, request = attempt.handle, attempt.request
+    root = None if handle.root is None else (handle.root.trace_id, handle.root.span_id)
+    return Identity(
+        handle.id, request.example.id, request.split, request.step, request.index, handle.setting.policy, root
+    )

@@ -40,9 +40,11 @@ class UserCall:
         value: what the function gave.
         error: what it raised, of whatever type; None where it gave something.
         message: the error's message, asked for in the same thread because `__str__` is user code too.
-        began_at: on the monotonic clock; None before.
+        starts_by: when its clock starts at the latest, on the monotonic clock.
+        began_at: when it has started; None before.
         loop: the event loop that it was given to, if any.
         task: of its event loop, once it has begun there.
+        began: told when its clock has started.
         kill: ends the process that it runs in, if it has one.
     """
 
@@ -54,9 +56,10 @@ class UserCall:
         self.value: Any = None
         self.error: BaseException | None = None
         self.message = ""
-        self.asked_at = time.monotonic()
+        self.starts_by = time.monotonic()
         self.began_at: float | None = None
         self.loop: EventLoop | None = None
+        self.began: Callable[[], None] | None = None
         self.kill: Callable[[], None] | None = None
         self.task: asyncio.Task[None] | None = None
         self._ended = ended
@@ -68,10 +71,14 @@ class UserCall:
         """Whether nobody waits for it any more."""
         return self._is_left
 
-    def start_in_thread(self) -> None:
-        """Run it in a daemon thread of its own."""
+    def start_in_thread(self, *, begins_itself: bool = False) -> None:
+        """Run it in a daemon thread of its own.
+
+        Args:
+            begins_itself: the function calls `begin` when it is ready.
+        """
         try:
-            threading.Thread(target=self._run, daemon=True).start()
+            threading.Thread(target=self._run, args=(begins_itself,), daemon=True).start()
         except RuntimeError as error:  # the system has no thread left
             self.end(error=error)
 
@@ -81,7 +88,9 @@ class UserCall:
             if self._is_left:
                 return False
             self.began_at = time.monotonic()
-            return True
+        if self.began is not None:
+            self.began()
+        return True
 
     def end(self, value: Any = None, error: BaseException | None = None) -> None:
         """Keep the outcome, and tell who waits."""
@@ -106,8 +115,8 @@ class UserCall:
         if self.loop is not None and self.task is not None:
             self.loop.call(self.task.cancel)
 
-    def _run(self) -> None:
-        if not self.begin():
+    def _run(self, begins_itself: bool) -> None:
+        if not begins_itself and not self.begin():
             return
         try:
             value = self.context.run(self.function, self)
