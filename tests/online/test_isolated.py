@@ -12,14 +12,14 @@ from typing import Any
 
 import isolated_programs
 import pytest
+from watched_run import POLICY, Watching
 
 import tracetune as tt
 from tracetune.errors import InvalidInput, IsolationError
 from tracetune.online.runner import Failures, RolloutRequest, RolloutRunner, RolloutWarning
 from tracetune.tracer import recording
-from tracetune.types import Capabilities, Environment, Example, Policy, Rollout, StepReport
+from tracetune.types import Example, Rollout
 
-POLICY = Policy("http://127.0.0.1:1/v1", "key", "policy", "run-1@0")
 # Long beside what a call takes; what hangs is waited for as long as this.
 TIMEOUT = 10.0
 
@@ -180,24 +180,6 @@ def test_a_function_that_cannot_be_imported_there_says_so(tmp_path: Path, monkey
     assert (rollout.status, rollout.reward, failures.rewards) == ("ok", None, 1)
     assert isinstance(failures.first_reward, IsolationError)
     assert "could not import it (ModuleNotFoundError: No module named 'isolated_programs_2')" in failures.reward_message
-
-
-class Watching:
-    """A trainer that makes rollouts and learns nothing."""
-
-    capabilities = Capabilities()
-
-    def fit(self, env: Environment) -> Policy:
-        """Make every step's rollouts and align them."""
-        for step in range(1, env.plan.steps + 1):
-            rollouts = env.rollouts(env.examples(step), env.plan.rollouts, POLICY, "train", step=step)
-            batch = env.groups(rollouts, env.plan.grouping)
-            report = StepReport(
-                step=step, loss=0.0, kl=0.0, clip_fraction=0.0, entropy=0.0, grad_norm=0.0, tokens=0, seconds=0.0,
-                used=0, skipped=0,
-            )  # fmt: skip
-            env.report(report, rollouts, batch)
-        return POLICY
 
 
 @pytest.mark.parametrize(

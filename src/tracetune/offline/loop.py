@@ -23,7 +23,7 @@ from tracetune.online.environment import OnlineEnvironment, OnStep
 from tracetune.online.journal import SpoolJournal
 from tracetune.online.progress import ProgressDisplay
 from tracetune.online.runner import Reward, RolloutRunner
-from tracetune.online.runs import run_name
+from tracetune.online.runs import taken_run
 from tracetune.recording import record
 from tracetune.trainers import FinishedStep, WeightTrainer, make_trainer
 from tracetune.types import (
@@ -159,10 +159,12 @@ def train(
             batches = batches_of(groups.train, members=members_per_step, passes=passes, seed=seed)
         else:  # a job learns from all of it
             batches = [groups.train] * passes
-        name = run_name(run, path, database, resume=resume)
-        checkpoints = Checkpoints(path, name)
-        plan = Plan(run=name, steps=len(batches), examples_per_step=1, rollouts=1, grouping=groups.grouping, seed=seed)
         with ExitStack() as stack:
+            name = stack.enter_context(taken_run(run, path, database, resume=resume))
+            checkpoints = Checkpoints(path, name)
+            plan = Plan(
+                run=name, steps=len(batches), examples_per_step=1, rollouts=1, grouping=groups.grouping, seed=seed
+            )
             recording = stack.enter_context(record(path, run=name))
             journal = SpoolJournal(recording.spool, name)
             display = stack.enter_context(

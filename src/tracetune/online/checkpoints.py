@@ -29,7 +29,13 @@ class Checkpoints:
     """
 
     def __init__(self, store: Path, run: str) -> None:
-        self.folder = store.with_name(store.name + ".checkpoints") / run
+        self.folder = _folder(store) / run
+
+    @staticmethod
+    def runs(store: Path) -> list[str]:
+        """The runs that have begun beside a store, with a checkpoint or without, in the order of their names."""
+        folder = _folder(store)
+        return sorted(run.name for run in folder.iterdir() if run.is_dir()) if folder.is_dir() else []
 
     def reserve(self) -> bool:
         """Take the run's folder for a new run; False if there is one, of whatever run."""
@@ -84,6 +90,10 @@ class Checkpoints:
             return {}
         matches = ((_STEP.fullmatch(path.name), path) for path in self.folder.iterdir())
         return {int(match.group(1)): path for match, path in matches if match}
+
+
+def _folder(store: Path) -> Path:
+    return store.with_name(store.name + ".checkpoints")
 
 
 def _to_disk(path: Path) -> None:

@@ -21,7 +21,7 @@ from tracetune.online.journal import SpoolJournal
 from tracetune.online.processes import importable_name
 from tracetune.online.progress import ProgressDisplay
 from tracetune.online.runner import Reward, RolloutRunner
-from tracetune.online.runs import run_name
+from tracetune.online.runs import taken_run
 from tracetune.recording import record
 from tracetune.trainers import make_trainer
 from tracetune.types import (
@@ -134,7 +134,8 @@ def optimize(
         teachers: other models, each of which makes its share of every example's training
             rollouts; see `docs/teachers.md`. Validation is the policy's alone.
         seed: of the order of the examples.
-        resume: go on from the last checkpoint of `run`, by default the newest run.
+        resume: go on from the last checkpoint of `run`, by default the newest run; without
+            one, as when it was killed in its first step, from the beginning.
         progress: show a progress display on standard error.
         on_step: called as `on_step(step, figures)` after each step, for trackers.
 
@@ -143,7 +144,8 @@ def optimize(
         `resume=True` goes on after the last.
 
     Raises:
-        InvalidInput: for settings that make no sense, before anything is recorded.
+        InvalidInput: for settings that make no sense, and for a run that another process
+            records, before anything is recorded.
         CheckpointError: if there is nothing to resume.
         RolloutsFailed: if nothing works at all in the first rollouts.
         NoCompletions: if the first step's calls never reached the policy.
@@ -183,29 +185,30 @@ def optimize(
     def run_here() -> Result:
         path = Path(store)
         database = Store(path)
-        name = run_name(run, path, database, resume=resume)
-        checkpoints = Checkpoints(path, name)
-        done = checkpoints.latest_step()  # 0 unless it resumes: a new run has a name without checkpoints
-        plan = Plan(
-            run=name,
-            steps=steps,
-            examples_per_step=examples_per_step,
-            rollouts=rollouts,
-            grouping=grouping or Grouping(),
-            sampling=sampling or Sampling(temperature=1.0, top_p=1.0),
-            validate_every=validate_every,
-            models=dict(models or {}),
-            upstream=_upstream() if export_env else None,
-            seed=seed,
-            teachers=checked_teachers(teachers, rollouts),
-        )
         with ExitStack() as stack:
+            name = stack.enter_context(taken_run(run, path, database, resume=resume))
+            checkpoints = Checkpoints(path, name)
+            done = checkpoints.latest_step()  # 0 for a new run, and for one that was killed before its first
+            plan = Plan(
+                run=name,
+                steps=steps,
+                examples_per_step=examples_per_step,
+                rollouts=rollouts,
+                grouping=grouping or Grouping(),
+                sampling=sampling or Sampling(temperature=1.0, top_p=1.0),
+                validate_every=validate_every,
+                models=dict(models or {}),
+                upstream=_upstream() if export_env else None,
+                seed=seed,
+                teachers=checked_teachers(teachers, rollouts),
+            )
             if export_env:
                 stack.enter_context(_environment_variables_kept())
             recording = stack.enter_context(record(path, run=name))
             journal = SpoolJournal(recording.spool, name)
             if resume:
-                journal.supersede(done + 1)
+                # Without a checkpoint nothing counts, not even the validation before the first step.
+                journal.supersede(done + 1 if checkpoints.latest() is not None else 0)
             runner = RolloutRunner(program, reward, max_concurrency=max_concurrency, timeout=timeout, isolate=isolated)
             stack.callback(runner.close)
             display = stack.enter_context(ProgressDisplay(name, steps, first=done, shown=progress))
