@@ -24,15 +24,18 @@ _format_errors: tuple[type[BaseException], ...] = (FormatError,)
 
 def error_type(error: BaseException) -> str:
     """The qualified name of an exception's type: `ValueError`, `tracetune.errors.FormatError`."""
+    # A metaclass may raise at whatever it is asked, so that it is not asked.
     kind = type(error)
-    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    name = type.__dict__["__qualname__"].__get__(kind)
+    module = type.__dict__["__module__"].__get__(kind)
+    return name if module == "builtins" else f"{module}.{name}"
 
 
 def status_of(error: BaseException | None) -> str:
     """The status of a rollout or a span that ended with this exception, or without one."""
     if error is None:
         return "ok"
-    return "format_error" if isinstance(error, _format_errors) else "error"
+    return "format_error" if issubclass(type(error), _format_errors) else "error"
 
 
 def count_as_format_error(kind: type[BaseException]) -> Callable[[], None]:

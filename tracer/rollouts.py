@@ -19,6 +19,7 @@ from opentelemetry import trace
 
 from tracetune.errors import InvalidInput, RolloutClosed, TracetuneError
 from tracetune.tracer import names, session, sources
+from tracetune.tracer.interrupts import is_interrupt
 from tracetune.tracer.outcomes import error_type, status_of
 from tracetune.tracer.sampling import is_sampled
 from tracetune.tracer.scope import Executions, Scope, Setting, current_scope, with_scope
@@ -323,5 +324,7 @@ def _example_id(arguments: Mapping[str, Any], rollout_id: str) -> str:
     """The id that the same inputs have as an `Example`; one of its own where JSON can't express them."""
     try:
         return Example.of({"inputs": arguments}).id
-    except Exception:  # noqa: BLE001  whatever a hostile argument raises while it is looked at
+    except BaseException as error:  # whatever a hostile argument raises while it is looked at
+        if is_interrupt(error):
+            raise
         return f"unserialisable-{rollout_id}"
