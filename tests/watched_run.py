@@ -1,10 +1,12 @@
 """A run of a trainer that learns nothing; also a script, which says when it has begun and then waits to be killed.
 
-As a script: `watched_run.py STORE RUN [--resume]`.
+As a script: `watched_run.py STORE RUN [--resume] [--async | --isolated]`.
 """
 
 from __future__ import annotations
 
+import importlib
+import signal
 import sys
 import time
 from dataclasses import dataclass
@@ -63,6 +65,11 @@ def wait(word: str) -> str:
     return word
 
 
+async def block(word: str) -> str:
+    """The same, async: it blocks its event loop."""
+    return wait(word)
+
+
 def one(example: Any, output: Any, rollout: Any) -> float:
     """A reward for whatever came."""
     return 1.0
@@ -84,4 +91,12 @@ def train(store: Path, program: Any = echo, **settings: Any) -> tt.Result:
 
 
 if __name__ == "__main__":
-    train(Path(sys.argv[1]), wait, run=sys.argv[2], resume="--resume" in sys.argv)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a process in the background may ignore it
+    by_name = importlib.import_module("watched_run")  # an isolated program is none of the script that is run
+    train(
+        Path(sys.argv[1]),
+        block if "--async" in sys.argv else by_name.wait,
+        run=sys.argv[2],
+        resume="--resume" in sys.argv,
+        isolate=("program",) if "--isolated" in sys.argv else (),
+    )

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,7 +35,9 @@ def living_run(store: Path, run: str, *options: str) -> Iterator[subprocess.Pope
     """A process in the first step of a run; killed at the end of the block."""
     command = [sys.executable, str(SCRIPT), str(store), run, *options]
     environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parent)}
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "begun\n"
         try:
@@ -66,6 +69,42 @@ def test_a_run_killed_before_its_first_checkpoint_begins_once_more(tmp_path: Pat
         ("val", 0, "cow", "ok"),
     ]
     assert train(store, run="x", resume=True, steps=3).reports[0].step == 3
+
+
+@pytest.mark.parametrize("options", [(), ("--async",), ("--isolated",)], ids=["thread", "event loop", "process"])
+def test_ctrl_c_ends_a_run_that_waits_without_end(tmp_path: Path, options: tuple[str, ...]):
+    """With timeout=None, and a program that hangs or blocks its event loop, Ctrl-C ends the run and its process."""
+    store = tmp_path / "a.duckdb"
+    with living_run(store, "x", *options) as process:
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) != 0
+        assert process.stderr is not None
+        assert process.stderr.read().strip().endswith("KeyboardInterrupt")
+    assert rows(store, "SELECT status FROM rollouts WHERE example_id = 'bee'") == [("interrupted",)]
+    assert train(store, run="x", resume=True).reports[0].step == 1
+
+
+def test_an_isolated_program_ends_with_the_process_that_runs_it(tmp_path: Path):
+    """Nobody is left to kill it when the run's process was killed: it notices, and ends itself."""
+    with living_run(tmp_path / "a.duckdb", "x", "--isolated") as process:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        if not children.exists():
+            pytest.skip("this system does not tell which processes a process has started")
+        started = [pid for task in children.parent.parent.iterdir() for pid in (task / "children").read_text().split()]
+    assert started
+    for _ in range(600):
+        if not any(is_running(pid) for pid in started):
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"{started} still run")
+
+
+def is_running(pid: str) -> bool:
+    """Whether there is such a process, and it has not ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def test_an_unknown_run_is_not_resumed(tmp_path: Path):
