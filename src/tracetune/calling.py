@@ -6,6 +6,7 @@ In threads, in event loops and in processes of their own they are called in the 
 from __future__ import annotations
 
 import inspect
+import types
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -55,7 +56,9 @@ def call_program(
     with tracer.entered(handle):
         output = program(**inputs)
         with _failing(handle):
-            return made(_items(output, is_left) if inspect.isgenerator(output) else output)
+            # By its type alone: a hostile output may raise when it is asked for its class.
+            is_generator = issubclass(type(output), types.GeneratorType)
+            return made(_items(output, is_left) if is_generator else output)
 
 
 async def call_async_program(
@@ -69,10 +72,13 @@ async def call_async_program(
     """The same of an async program or an async generator."""
     with tracer.entered(handle):
         output = program(**inputs)
+        if issubclass(type(output), types.AsyncGeneratorType):
+            with _failing(handle):
+                return made(await _async_items(output, is_left))
         if inspect.isawaitable(output):
             output = await output
         with _failing(handle):
-            return made(await _async_items(output, is_left) if inspect.isasyncgen(output) else output)
+            return made(output)
 
 
 def call_reward(handle: tracer.RolloutHandle, reward: Callable[..., Any], example: Example, rollout: Rollout) -> Score:

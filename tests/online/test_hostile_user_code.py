@@ -438,6 +438,39 @@ def test_a_hostile_score_leaves_its_rollout_unscored(tmp_path: Path, value: Call
     assert (made, failed) == ([[UNSCORED]], [(0, 1)])
 
 
+class Elusive:
+    """An object that raises when it is asked for its class, and for anything else."""
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        sys.exit(7)
+
+    def _no(self, *_: Any) -> Any:
+        sys.exit(7)
+
+    __repr__ = __str__ = __eq__ = __hash__ = __bool__ = __len__ = __iter__ = __await__ = __getattr__ = _no  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+def test_a_hostile_output_is_a_rollouts_output(tmp_path: Path, is_async: bool):
+    """An output that raises at whatever is done with it is handed to the reward as it is."""
+    output = Elusive()
+
+    @tt.program
+    def plain(word: str) -> Any:
+        return output
+
+    @tt.program
+    async def coroutine(word: str) -> Any:
+        return output
+
+    def reward(example: Example, given: Any, rollout: Rollout) -> float:
+        return float(given is output)
+
+    made, failed = outcomes(tmp_path, coroutine if is_async else plain, reward, [["ant"]])
+    assert (made, failed) == ([[GOOD]], [(0, 0)])
+
+
 def test_feedback_that_is_no_text_is_kept_as_one(tmp_path: Path):
     """A feedback of another type is recorded as its text."""
     score: Any = tt.Score(1.0, feedback=None)  # type: ignore[arg-type]

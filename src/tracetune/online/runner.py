@@ -208,7 +208,7 @@ class RolloutRunner:
 
     def _program_ended(self, batch: _Batch, attempt: _Attempt, call: UserCall) -> None:
         result, output, error, message = None, call.value, call.error, call.message
-        if isinstance(output, IsolatedOutput):
+        if type(output) is IsolatedOutput:  # a program's own output may raise when it is asked for its class
             result, error, message = output.rollout, output.error, output.message
             output = output.value
         elif error is not None and "program" in self._isolate:
