@@ -438,6 +438,20 @@ def test_a_hostile_score_leaves_its_rollout_unscored(tmp_path: Path, value: Call
     assert (made, failed) == ([[UNSCORED]], [(0, 1)])
 
 
+def test_without_a_thread_left_a_rollout_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Where the system gives no thread the rollout is an error, and the store says so."""
+
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", start)
+        made, failed = outcomes(tmp_path, honest, one, [["ant"]])
+    assert (made, failed) == ([[("error", "RuntimeError", None)]], [(1, 0)])
+    query = "SELECT status, error_type FROM rollouts"
+    assert tt.Store(tmp_path / "a.duckdb").sql(query).rows() == [{"status": "error", "error_type": "RuntimeError"}]
+
+
 class Elusive:
     """An object that raises when it is asked for its class, and for anything else."""
 

@@ -211,8 +211,10 @@ class RolloutRunner:
         if type(output) is IsolatedOutput:  # a program's own output may raise when it is asked for its class
             result, error, message = output.rollout, output.error, output.message
             output = output.value
-        elif error is not None and "program" in self._isolate:
-            self._close(attempt, "error", error_type(error))
+        elif error is not None and attempt.handle.status == "ok":
+            # It never began, or its process has died: nobody has recorded the end.
+            attempt.handle.start()
+            attempt.handle.close("error", error_type(error))
         self._have_result(batch, attempt, replace(result or attempt.handle.as_rollout(), output=output), error, message)
 
     def _have_result(
@@ -226,11 +228,11 @@ class RolloutRunner:
         batch.failures.program(error, message)
         batch.finish(attempt.place, result)
 
-    def _close(self, attempt: _Attempt, status: str, error_type: str | None = None) -> None:
-        """Close a rollout whose program is still running, or whose process has died."""
+    def _close(self, attempt: _Attempt, status: str) -> None:
+        """Close a rollout whose program is still running."""
         if "program" in self._isolate:
             attempt.handle.start()  # the process may have ended before it recorded that
-        attempt.handle.close(status, error_type)
+        attempt.handle.close(status)
 
     # Rewards
 
