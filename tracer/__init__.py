@@ -10,7 +10,7 @@ from tracetune.tracer.executions import Node, OpenExecution
 from tracetune.tracer.made_calls import record_call
 from tracetune.tracer.outcomes import count_as_format_error
 from tracetune.tracer.paths import checkpoints_folder, spool_folder, store_path
-from tracetune.tracer.rollouts import RolloutHandle, policy, rollout
+from tracetune.tracer.rollouts import RolloutHandle, entered, new_rollout, policy, rollout
 from tracetune.tracer.scores import reward, scoring
 from tracetune.tracer.session import Recording, StartedRecording, recording, start_recording
 from tracetune.tracer.spool import Spool, SpoolCounts
@@ -27,8 +27,10 @@ __all__ = [
     "StartedRecording",
     "checkpoints_folder",
     "count_as_format_error",
+    "entered",
     "is_program",
     "module",
+    "new_rollout",
     "policy",
     "program",
     "record_call",

@@ -20,8 +20,9 @@ from opentelemetry.trace import SpanKind
 
 from tracetune.tracer import foreign, names, session, sources
 from tracetune.tracer.capture import MESSAGES_LIMIT
+from tracetune.tracer.interrupts import is_interrupt
 from tracetune.tracer.messages import to_genai
-from tracetune.tracer.outcomes import FAILED, record_failure, status_of
+from tracetune.tracer.outcomes import FAILED, message_of, record_failure, status_of
 from tracetune.tracer.scope import (
     OpenCall,
     Scope,
@@ -31,6 +32,7 @@ from tracetune.tracer.scope import (
     with_scope_and_span,
 )
 from tracetune.tracer.spans import RecordedSpan
+from tracetune.tracer.values import type_name
 from tracetune.types import Call
 
 _SAMPLING = {
@@ -136,7 +138,9 @@ class LMCall:
             return None
         try:
             return cls._begin(recorder, here, messages, model, sampling, provider, started_at)
-        except Exception as error:  # noqa: BLE001  tracing must not raise into the program
+        except BaseException as error:  # tracing must not raise into the program
+            if is_interrupt(error):
+                raise
             _complain(recorder, error)
             return None
 
@@ -250,7 +254,9 @@ class LMCall:
         attributes = {name: value for name, value in told.items() if value is not None}
         try:
             self._end(attributes, [Choice(*choice) for choice in choices], error, ended_at)
-        except Exception as failure:  # noqa: BLE001  tracing must not raise into the program
+        except BaseException as failure:  # tracing must not raise into the program
+            if is_interrupt(failure):
+                raise
             _complain(self._recorder, failure)
 
     def _end(
@@ -301,7 +307,9 @@ class LMCall:
         try:
             self._span.set_status(FAILED)
             self._close(self._span, {names.ERROR_TYPE: "interrupted"}, (), None, None)
-        except Exception as failure:  # noqa: BLE001  as in `end`
+        except BaseException as failure:  # as in `end`
+            if is_interrupt(failure):
+                raise
             _complain(self._recorder, failure)
 
     def fail(self, error: BaseException) -> None:
@@ -347,9 +355,10 @@ def _output_message(choice: Choice) -> dict[str, Any]:
     return converted
 
 
-def _complain(recorder: session.Session, error: Exception) -> None:
+def _complain(recorder: session.Session, error: BaseException) -> None:
     recorder.warn_once(
-        "calls", f"an LM call could not be recorded ({type(error).__name__}: {error}); the program went on without"
+        "calls",
+        f"an LM call could not be recorded ({type_name(error)}: {message_of(error)}); the program went on without",
     )
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import orjson
 
 from tracetune.tracer import redaction, values
+from tracetune.tracer.interrupts import is_interrupt
 from tracetune.tracer.redaction import LONGEST_NAME as _LONGEST
 from tracetune.tracer.redaction import ends_secret as _ends_secret
 from tracetune.tracer.warn import warn
@@ -57,13 +58,15 @@ class Capture:
             is_verbatim: texts are kept to the letter, also those that are JSON with
                 secrets in it: messages, which are what is learned from.
         """
-        if self._redact is None and _is_plain(value, limit, is_verbatim):
-            try:
+        text = b""
+        try:
+            if self._redact is None and _is_plain(value, limit, is_verbatim):
                 text = orjson.dumps(value)
-            except Exception:  # noqa: BLE001  half a surrogate pair, a number beyond 64 bits: the careful way takes it
-                text = b""
-            if 0 < len(text) <= limit:
-                return text.decode(), False
+        except BaseException as error:  # half a surrogate pair, a number beyond 64 bits, a type that is not hashable
+            if is_interrupt(error):
+                raise
+        if 0 < len(text) <= limit:
+            return text.decode(), False
         copy = _PlainCopy(limit, self.cut, is_verbatim)
         return orjson.dumps(copy.of(value)).decode(), copy.is_shortened
 
@@ -83,7 +86,9 @@ class Capture:
         assert self._redact is not None  # the caller looked
         try:
             return values.speakable(str(self._redact(text)))
-        except Exception as error:  # noqa: BLE001  the hook is the user's, and what it could not see must not be kept
+        except BaseException as error:  # the hook is the user's, and what it could not see must not be kept
+            if is_interrupt(error):
+                raise
             if not self._has_warned:
                 self._has_warned = True
                 warn(f"the redact function raised {values.type_name(error)}; such texts are left out, mend it")
@@ -143,7 +148,9 @@ class _PlainCopy:
     def of(self, value: Any, depth: int = 0) -> Any:
         try:
             return self._of(value, depth)
-        except Exception as error:  # noqa: BLE001  a hostile value: its place is kept, with what it did
+        except BaseException as error:  # a hostile value: its place is kept, with what it did
+            if is_interrupt(error):
+                raise
             return self._bounded(f"<{values.type_name(value)}: {values.type_name(error)} while it was captured>")
 
     def _of(self, value: Any, depth: int) -> Any:

@@ -19,7 +19,7 @@ from opentelemetry import context as otel_context
 from tracetune.errors import InvalidInput
 from tracetune.tracer import collector, session
 from tracetune.tracer.executions import OpenExecution, Traced
-from tracetune.tracer.generators import carry_on, drive, drive_async, is_begun_work
+from tracetune.tracer.generators import carry_on, drive, drive_async, is_begun_work, is_work
 from tracetune.tracer.warn import warn
 
 # The decorated thing keeps its own type: its parameters, its result, whether it is a method of any sort.
@@ -40,7 +40,6 @@ async def _async_manager() -> AsyncIterator[None]:
 
 # What contextlib makes of a function has the same code whatever the function.
 _CONTEXT_MANAGERS = (_manager.__code__, _async_manager.__code__)
-_WORK = frozenset((types.CoroutineType, types.GeneratorType, types.AsyncGeneratorType))
 _WRAPPED_VALUES = (property, functools.cached_property)
 
 
@@ -212,12 +211,20 @@ def _plain(traced: Traced, function: Callable[..., Any]) -> Callable[..., Any]:
         recorder = session.active
         if recorder is None or (execution := traced.begin(recorder, args, kwargs)) is None:
             return function(*args, **kwargs)
+        # The function is called from here and from nowhere deeper: a recursive one has no stack to spare.
         try:
-            result = collector.run_apart(_run_within, execution, function, args, kwargs)
+            if collector.is_at_work():
+                result = collector.run_apart(_run_within, execution, function, args, kwargs)
+            else:
+                token = otel_context.attach(execution.context)
+                try:
+                    result = function(*args, **kwargs)
+                finally:
+                    otel_context.detach(token)
         except BaseException as error:
             execution.end(error=error)
             raise
-        if type(result) in _WORK and is_begun_work(result, (*args, *kwargs.values()), hides_generator):
+        if is_work(result) and is_begun_work(result, (*args, *kwargs.values()), hides_generator):
             return carry_on(execution, result)
         execution.end(result)
         return result

@@ -19,7 +19,8 @@ from opentelemetry.trace import SpanKind
 from tracetune.errors import InvalidInput
 from tracetune.tracer import names, session, sources
 from tracetune.tracer.capture import VALUE_LIMIT
-from tracetune.tracer.outcomes import FAILED, record_failure
+from tracetune.tracer.interrupts import is_interrupt
+from tracetune.tracer.outcomes import FAILED, message_of, record_failure
 from tracetune.tracer.rollouts import RolloutHandle
 from tracetune.tracer.scope import (
     Execution,
@@ -32,12 +33,17 @@ from tracetune.tracer.scope import (
 )
 from tracetune.tracer.session import Session
 from tracetune.tracer.spans import RecordedSpan
+from tracetune.tracer.values import type_name
 
 # How many items the span of a generator shows; a stream may be endless.
 ITEMS_LIMIT = 1000
 
 # The executions of this process that are under way, here or put aside.
 _open: set[OpenExecution] = set()
+
+# Executions that could not be recorded, and why. Told where there is enough stack for a warning: a recursive
+# function may have used it up, and then an execution further out tells.
+_untold: list[tuple[Session, Node, Exception]] = []
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
@@ -70,7 +76,11 @@ class Node:
         try:
             return self._open(recorder, enclosing_context() if context is None else context, arguments, key)
         except Exception as error:  # noqa: BLE001  tracing must not raise into the program
-            _complain(recorder, self, error)
+            _untold.append((recorder, self, error))
+            try:  # noqa: SIM105  a context manager takes more stack
+                _tell()
+            except RecursionError:
+                pass
             return None
 
     def _open(
@@ -89,8 +99,24 @@ class Node:
         if executions is None:
             executions = Executions()  # a module that is called outside any program
         execution = Execution(self.name, key, scope.execution)
-        execution.enter(executions)
         inner = Scope(scope.setting, rollout, executions, execution, None, scope.call_kind)
+        execution.enter(executions)
+        try:
+            return self._begun(recorder, parent_context, arguments, inner, execution, is_root)
+        except BaseException:  # an interrupt, or too little stack: it does not overlap those that come after it
+            execution.leave()
+            raise
+
+    def _begun(
+        self,
+        recorder: Session,
+        parent_context: Context,
+        arguments: Mapping[str, Any],
+        inner: Scope,
+        execution: Execution,
+        is_root: bool,
+    ) -> OpenExecution:
+        rollout = inner.rollout
         if rollout is not None and not rollout.is_sampled:
             rollout.start()
             return OpenExecution(self, recorder, None, inner, with_scope(inner, parent_context), is_root, [])
@@ -101,7 +127,7 @@ class Node:
         attributes = inner.attributes()
         attributes[names.KIND] = self.kind
         attributes[names.MODULE] = self.name
-        attributes[names.KEY] = key
+        attributes[names.KEY] = execution.key
         attributes[names.INVOCATION] = execution.invocation
         attributes[names.INPUT] = input_json
         span = recorder.start_span(
@@ -159,7 +185,11 @@ class Traced(Node):
         try:
             return self._begin(recorder, args, kwargs)
         except Exception as error:  # noqa: BLE001  tracing must not raise into the program
-            _complain(recorder, self, error)
+            _untold.append((recorder, self, error))
+            try:  # noqa: SIM105  a context manager takes more stack
+                _tell()
+            except RecursionError:
+                pass
             return None
 
     def _begin(self, recorder: Session, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> OpenExecution:
@@ -176,10 +206,12 @@ class Traced(Node):
         try:
             known = {**self._defaults, **arguments}
             return str(self._key(**{name: known[name] for name in self._key_names}))  # type: ignore[misc]  # there is one
-        except Exception as error:  # noqa: BLE001  the key is the user's, and must not end the program
+        except BaseException as error:  # the key is the user's, and must not end the program
+            if is_interrupt(error):
+                raise
             recorder.warn_once(
                 f"key of {self.name}",
-                f"the key of {self.kind} {self.name!r} raised {type(error).__name__} ({error}); "
+                f"the key of {self.kind} {self.name!r} raised {type_name(error)} ({message_of(error)}); "
                 "such executions have none",
             )
             return ""
@@ -227,7 +259,7 @@ class OpenExecution:
             assert self._items is not None  # it streams
             self._items.add(item, self._recorder, is_kept=self._is_root, is_shown=self._span is not None)
         except Exception as failure:  # noqa: BLE001  tracing must not raise into the program
-            _complain(self._recorder, self._traced, failure)
+            _untold.append((self._recorder, self._traced, failure))
 
     def end(self, result: Any = None, *, error: BaseException | None = None) -> None:
         """Close the span with what the function gave or raised; only the first end counts."""
@@ -238,7 +270,15 @@ class OpenExecution:
         try:
             self._end(result, error)
         except Exception as failure:  # noqa: BLE001  tracing must not raise into the program
-            _complain(self._recorder, self._traced, failure)
+            _untold.append((self._recorder, self._traced, failure))
+        except BaseException:  # an interrupt: the program gets it, and the span says so
+            self.interrupt()
+            raise
+        if _untold:
+            try:  # noqa: SIM105  a context manager takes more stack
+                _tell()
+            except RecursionError:
+                pass
 
     def interrupt(self) -> None:
         """Close the span although the function has not returned: the process ends."""
@@ -252,7 +292,8 @@ class OpenExecution:
             self._span.set_status(FAILED)
             self._close(self._span, attributes)
         except Exception as failure:  # noqa: BLE001  as in `end`
-            _complain(self._recorder, self._traced, failure)
+            _untold.append((self._recorder, self._traced, failure))
+            _tell()
 
     def _end(self, result: Any, error: BaseException | None) -> None:
         scope, execution = self._scope, self._scope.execution
@@ -338,9 +379,20 @@ def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]
         return {}  # some built-in functions have none to show
 
 
-def _complain(recorder: Session, traced: Node, error: Exception) -> None:
-    recorder.warn_once(
-        f"tracing of {traced.name}",
-        f"an execution of {traced.kind} {traced.name!r} could not be recorded ({type(error).__name__}: {error}); "
-        "it ran as if it were not decorated",
-    )
+def _tell() -> None:
+    """Warn of the executions that could not be recorded.
+
+    Raises:
+        RecursionError: if there is not enough stack for that.
+    """
+    while _untold:
+        recorder, traced, error = failure = _untold.pop()
+        try:
+            recorder.warn_once(
+                f"tracing of {traced.name}",
+                f"an execution of {traced.kind} {traced.name!r} could not be recorded ({type_name(error)}: "
+                f"{message_of(error)}); it ran as if it were not decorated",
+            )
+        except RecursionError:
+            _untold.append(failure)
+            raise

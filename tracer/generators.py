@@ -49,6 +49,13 @@ def drive_async(
     return _drive_async(generator, otel_context.get_current(), lambda: traced.begin(recorder, args, kwargs))
 
 
+def is_work(result: object) -> bool:
+    """Whether a result is a coroutine or a generator of any sort."""
+    # By identity, because a hostile metaclass may raise when its class is hashed or compared.
+    kind = type(result)
+    return kind is types.CoroutineType or kind is types.GeneratorType or kind is types.AsyncGeneratorType
+
+
 def is_begun_work(result: object, args: tuple[Any, ...], is_any: bool) -> bool:
     """Whether what a function returned is work of its own that has yet to be done.
 
@@ -99,21 +106,26 @@ async def _carry_coroutine(execution: OpenExecution, work: Coroutine[Any, Any, A
 
 def _drive(generator: Generator[Any, Any, Any], made_in: Context, begin: _Begin) -> Generator[Any, Any, Any]:
     execution, place = _enter(made_in, begin)
-    step: Callable[[], Any] = functools.partial(next, generator)
+    sent: Any = None
+    thrown: BaseException | None = None
     try:
         while True:
-            item = place.run(step)
+            # As in a decorated call: the body is resumed from here and from nowhere deeper.
+            if collector.is_at_work():
+                item = place.run(functools.partial(_resume, generator, sent, thrown))
+            else:
+                with place:
+                    item = generator.send(sent) if thrown is None else generator.throw(thrown)
             if execution is not None:
                 execution.gave(item)
+            sent = thrown = None
             try:
                 sent = yield item
             except GeneratorExit:
                 place.run(generator.close)
                 raise
-            except BaseException as thrown:  # noqa: BLE001  it is the body's to handle
-                step = functools.partial(generator.throw, thrown)
-            else:
-                step = functools.partial(generator.send, sent)
+            except BaseException as error:  # noqa: BLE001  it is the body's to handle
+                thrown = error
     except StopIteration as stop:
         _end(execution)
         return stop.value
@@ -171,25 +183,43 @@ def _first(generator: AsyncGenerator[Any, Any]) -> Awaitable[Any]:
 def _awaited(place: _Place, awaitable: Awaitable[Any]) -> Generator[Any, Any, Any]:
     """Await in another place: each step of the awaited thing runs there."""
     steps: Any = awaitable.__await__()
-    step: Callable[[], Any] = functools.partial(next, steps)
+    sent: Any = None
+    thrown: BaseException | None = None
     while True:
         try:
-            waits_for = place.run(step)
+            if collector.is_at_work():
+                waits_for = place.run(functools.partial(_resume, steps, sent, thrown))
+            else:
+                with place:
+                    waits_for = steps.send(sent) if thrown is None else steps.throw(thrown)
         except StopIteration as stop:
             return stop.value
+        sent = thrown = None
         try:
-            answer = yield waits_for
-        except BaseException as thrown:  # noqa: BLE001  a cancellation, which is the body's to handle
-            step = functools.partial(steps.throw, thrown)
-        else:
-            step = functools.partial(steps.send, answer)
+            sent = yield waits_for
+        except BaseException as error:  # noqa: BLE001  a cancellation, which is the body's to handle
+            thrown = error
+
+
+def _resume(steps: Any, sent: Any, thrown: BaseException | None) -> Any:
+    return steps.send(sent) if thrown is None else steps.throw(thrown)
 
 
 class _Place:
-    """The OpenTelemetry context of a body that is run step by step."""
+    """The OpenTelemetry context of a body that is run step by step; as a context manager, for one step."""
+
+    __slots__ = ("_context", "_token")
 
     def __init__(self, context: Context) -> None:
         self._context = context
+        self._token: Any = None
+
+    def __enter__(self) -> None:
+        self._token = otel_context.attach(self._context)
+
+    def __exit__(self, *_: object) -> None:
+        self._context = otel_context.get_current()
+        otel_context.detach(self._token)
 
     def run(self, step: Callable[[], Any]) -> Any:
         """Run one step there, and keep what the body has made of it for the next."""

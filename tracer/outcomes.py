@@ -11,6 +11,8 @@ from opentelemetry.trace import Span, Status, StatusCode
 from tracetune.errors import FormatError
 from tracetune.tracer import names, sources
 from tracetune.tracer.capture import VALUE_LIMIT
+from tracetune.tracer.interrupts import is_interrupt
+from tracetune.tracer.values import type_name
 
 if TYPE_CHECKING:
     from tracetune.tracer.capture import Capture
@@ -22,15 +24,18 @@ _format_errors: tuple[type[BaseException], ...] = (FormatError,)
 
 def error_type(error: BaseException) -> str:
     """The qualified name of an exception's type: `ValueError`, `tracetune.errors.FormatError`."""
+    # A metaclass may raise at whatever it is asked, so that it is not asked.
     kind = type(error)
-    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    name = type.__dict__["__qualname__"].__get__(kind)
+    module = type.__dict__["__module__"].__get__(kind)
+    return name if module == "builtins" else f"{module}.{name}"
 
 
 def status_of(error: BaseException | None) -> str:
     """The status of a rollout or a span that ended with this exception, or without one."""
     if error is None:
         return "ok"
-    return "format_error" if isinstance(error, _format_errors) else "error"
+    return "format_error" if issubclass(type(error), _format_errors) else "error"
 
 
 def count_as_format_error(kind: type[BaseException]) -> Callable[[], None]:
@@ -61,20 +66,25 @@ def exception_event(error: BaseException) -> dict[str, str]:
     """The attributes of the event by which a span shows an exception, as the conventions name them."""
     return {
         "exception.type": error_type(error),
-        "exception.message": _message(error),
+        "exception.message": message_of(error),
         "exception.stacktrace": _stacktrace(error),
     }
 
 
-def _message(error: BaseException) -> str:
+def message_of(error: BaseException) -> str:
+    """What an exception says; a mark in its place where asking it fails."""
     try:
         return str(error)
-    except Exception as raised:  # noqa: BLE001  an exception may fail to speak for itself
-        return f"<no message: {type(raised).__name__}>"
+    except BaseException as raised:  # an exception may fail to speak for itself
+        if is_interrupt(raised):
+            raise
+        return f"<no message: {type_name(raised)}>"
 
 
 def _stacktrace(error: BaseException) -> str:
     try:
         return "".join(traceback.format_exception(error))
-    except Exception as raised:  # noqa: BLE001  likewise
-        return f"<no stack trace: {type(raised).__name__}>"
+    except BaseException as raised:
+        if is_interrupt(raised):
+            raise
+        return f"<no stack trace: {type_name(raised)}>"

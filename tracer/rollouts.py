@@ -19,6 +19,7 @@ from opentelemetry import trace
 
 from tracetune.errors import InvalidInput, RolloutClosed, TracetuneError
 from tracetune.tracer import names, session, sources
+from tracetune.tracer.interrupts import is_interrupt
 from tracetune.tracer.outcomes import error_type, status_of
 from tracetune.tracer.processes import this_process
 from tracetune.tracer.sampling import is_sampled
@@ -231,6 +232,44 @@ class RolloutHandle:
             )
 
 
+def new_rollout(
+    example_id: str | None = None,
+    *,
+    id: str | None = None,  # noqa: A002  a rollout's id is its id
+    run: str | None = None,
+    split: str | None = None,
+    step: int | None = None,
+    index: int = 0,
+    policy: Policy | None = None,
+) -> RolloutHandle:
+    """A rollout that has not started; `entered` makes it the one that code runs in. Arguments as of `rollout`."""
+    outer = current_scope(session.active)
+    setting = Setting(
+        session.active,
+        outer.setting.run if run is None else run,
+        outer.setting.split if split is None else split,
+        outer.setting.step if step is None else step,
+        outer.setting.policy if policy is None else policy,
+        outer.setting.sample,
+    )
+    return RolloutHandle(setting, id=id or sources.new_id(), example_id=example_id, index=index)
+
+
+@contextmanager
+def entered(handle: RolloutHandle) -> Iterator[None]:
+    """Run what is inside in a rollout, which ends with the block."""
+    token = otel_context.attach(with_scope(Scope(handle.setting, handle, handle.executions)))
+    try:
+        yield
+    except BaseException as error:
+        handle.block_ended(error)
+        raise
+    else:
+        handle.block_ended(None)
+    finally:
+        otel_context.detach(token)
+
+
 @contextmanager
 def rollout(
     example_id: str | None = None,
@@ -259,26 +298,9 @@ def rollout(
         >>> this.as_rollout().status
         'ok'
     """
-    outer = current_scope(session.active)
-    setting = Setting(
-        session.active,
-        outer.setting.run if run is None else run,
-        outer.setting.split if split is None else split,
-        outer.setting.step if step is None else step,
-        outer.setting.policy if policy is None else policy,
-        outer.setting.sample,
-    )
-    handle = RolloutHandle(setting, id=id or sources.new_id(), example_id=example_id, index=index)
-    token = otel_context.attach(with_scope(Scope(setting, handle, handle.executions)))
-    try:
+    handle = new_rollout(example_id, id=id, run=run, split=split, step=step, index=index, policy=policy)
+    with entered(handle):
         yield handle
-    except BaseException as error:
-        handle.block_ended(error)
-        raise
-    else:
-        handle.block_ended(None)
-    finally:
-        otel_context.detach(token)
 
 
 def policy() -> Policy:
@@ -304,5 +326,7 @@ def _example_id(arguments: Mapping[str, Any], rollout_id: str) -> str:
     """The id that the same inputs have as an `Example`; one of its own where JSON can't express them."""
     try:
         return Example.of({"inputs": arguments}).id
-    except Exception:  # noqa: BLE001  whatever a hostile argument raises while it is looked at
+    except BaseException as error:  # whatever a hostile argument raises while it is looked at
+        if is_interrupt(error):
+            raise
         return f"unserialisable-{rollout_id}"

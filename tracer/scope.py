@@ -108,9 +108,10 @@ class Execution:
 
     def leave(self) -> None:
         """It has ended."""
-        if self._lane is not None:
+        lane, self._lane = self._lane, None
+        if lane is not None:
             with ordinals_lock:
-                self._lane.running.remove(self)
+                lane.running.remove(self)
 
     def _is_inside(self, other: Execution) -> bool:
         """Whether the other execution called this one, at any depth: recursion has an order."""

@@ -26,10 +26,13 @@ from opentelemetry.trace import SpanKind
 from tracetune.errors import InvalidInput
 from tracetune.tracer import collector, encoding, foreign, sampling, threads
 from tracetune.tracer.capture import Capture, Redact
+from tracetune.tracer.interrupts import is_interrupt
+from tracetune.tracer.outcomes import message_of
 from tracetune.tracer.paths import spool_folder, store_path
 from tracetune.tracer.scope import Scope, Setting, current_scope, with_scope
 from tracetune.tracer.spans import RecordedSpan
 from tracetune.tracer.spool import Spool, SpoolCounts
+from tracetune.tracer.values import type_name
 from tracetune.tracer.warn import warn
 from tracetune.types import Policy
 
@@ -49,6 +52,7 @@ class Session:
         self.store = store
         self.spool = Spool(spool_folder(store))
         self.capture = Capture(redact)
+        self.redact = redact
         self.processors = tuple(processors)
         self.scope = Scope(Setting(self))
         self.depth = 0
@@ -72,7 +76,9 @@ class Session:
         for processor in self.processors:
             try:
                 processor.on_start(span, parent_context)  # type: ignore[arg-type]  # the SDK's class, by its name
-            except Exception as error:  # noqa: BLE001  a backend's trouble is not the program's
+            except BaseException as error:  # a backend's trouble is not the program's
+                if is_interrupt(error):
+                    raise
                 self._complain(processor, error)
         return span
 
@@ -81,7 +87,9 @@ class Session:
         for processor in self.processors:
             try:
                 processor.on_end(span)
-            except Exception as error:  # noqa: BLE001  as above
+            except BaseException as error:  # as above
+                if is_interrupt(error):
+                    raise
                 self._complain(processor, error)
 
     def flush_processors(self) -> None:
@@ -89,18 +97,26 @@ class Session:
         for processor in self.processors:
             try:
                 processor.force_flush()
-            except Exception as error:  # noqa: BLE001  as above
+            except BaseException as error:  # as above
+                if is_interrupt(error):
+                    raise
                 self._complain(processor, error)
 
-    def _complain(self, processor: SpanProcessor, error: Exception) -> None:
+    def _complain(self, processor: SpanProcessor, error: BaseException) -> None:
         kind = type(processor).__name__
-        self.warn_once(kind, f"the span processor {kind} raised {type(error).__name__} ({error}); it misses spans")
+        self.warn_once(
+            kind, f"the span processor {kind} raised {type_name(error)} ({message_of(error)}); it misses spans"
+        )
 
     def warn_once(self, subject: str, message: str) -> None:
         """Warn of one subject once in the life of this session."""
         if subject not in self._warned:
             self._warned.add(subject)
-            warn(message)
+            try:
+                warn(message)
+            except BaseException:  # an interrupt, or too little stack: it has not been told
+                self._warned.discard(subject)
+                raise
 
 
 class Recording:

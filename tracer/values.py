@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from tracetune.tracer.interrupts import is_interrupt
+
 _NATIVE = (dt.datetime, dt.date, dt.time, uuid.UUID)
 
 
@@ -68,7 +70,9 @@ def key_text(key: Any) -> str:
         return str.__str__(key)
     try:
         return key.decode("utf-8", "backslashreplace") if isinstance(key, bytes) else repr(key)
-    except Exception as error:  # noqa: BLE001  a hostile key: the items beside it are kept
+    except BaseException as error:  # a hostile key: the items beside it are kept
+        if is_interrupt(error):
+            raise
         return f"<{type_name(key)}: {type_name(error)} while it was captured>"
 
 
@@ -116,7 +120,9 @@ def _fields(value: Any, kind: type) -> dict[str, Any] | None:
 def _attribute(value: Any, name: str) -> Any:
     try:
         return getattr(value, name)
-    except Exception as error:  # noqa: BLE001  the other fields are kept
+    except BaseException as error:  # the other fields are kept
+        if is_interrupt(error):
+            raise
         return f"<{type_name(error)} while it was captured>"
 
 

@@ -7,6 +7,7 @@ import sys
 import warnings
 
 from tracetune.errors import TracetuneWarning
+from tracetune.tracer.interrupts import is_interrupt
 
 _logger = logging.getLogger("tracetune")
 
@@ -18,7 +19,9 @@ def warn(message: str) -> None:
     """
     try:
         warnings.warn(message, TracetuneWarning, stacklevel=_frames_of_ours())
-    except TracetuneWarning:
+    except BaseException as error:  # the warning itself, or whatever a program's own `showwarning` raises
+        if is_interrupt(error):
+            raise
         _logger.warning(message)
 
 

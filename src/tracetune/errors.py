@@ -90,6 +90,10 @@ class TrainerError(TracetuneError):
     """Something is wrong with a trainer or what it was given."""
 
 
+class IsolationError(TracetuneError):
+    """A program or reward cannot run in a process of its own, or that process has ended."""
+
+
 class UnknownTrainer(TrainerError):
     """No trainer is installed under that name."""
 

@@ -212,7 +212,7 @@ MISTAKES = [
     ({"passes": 0}, InvalidInput, "passes must be at least 1, not 0"),
     ({"program": find_person}, InvalidInput, "program, val, reward|needs a reward"),
     ({"trainer": Prompts()}, TrainerError, "Prompts cannot learn from what is stored: it changes no weights"),
-    ({"resume": True}, CheckpointError, "has no checkpoint of any run to resume"),
+    ({"resume": True}, CheckpointError, "has no run to resume; start without resume"),
     ({"trainer": Prompts(), "kl": 0.1}, InvalidInput, "kl: the trainer is made already"),
 ]
 

@@ -153,7 +153,7 @@ def test_each_run_has_a_name_of_its_own(tmp_path: Path):
 
 def test_there_must_be_something_to_resume(tmp_path: Path):
     """Resuming without a checkpoint says so instead of starting over."""
-    with pytest.raises(CheckpointError, match="has no checkpoint of any run to resume"):
+    with pytest.raises(CheckpointError, match="has no run to resume; start without resume"):
         train(tmp_path / "a.duckdb", resume=True)
 
 

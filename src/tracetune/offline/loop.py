@@ -22,8 +22,8 @@ from tracetune.online.checkpoints import Checkpoints
 from tracetune.online.environment import OnlineEnvironment, OnStep
 from tracetune.online.journal import SpoolJournal
 from tracetune.online.progress import ProgressDisplay
-from tracetune.online.runner import Reward, RolloutRunner, as_program
-from tracetune.online.runs import run_name
+from tracetune.online.runner import Reward, RolloutRunner
+from tracetune.online.runs import taken_run
 from tracetune.recording import record
 from tracetune.trainers import FinishedStep, WeightTrainer, make_trainer
 from tracetune.types import (
@@ -159,10 +159,12 @@ def train(
             batches = batches_of(groups.train, members=members_per_step, passes=passes, seed=seed)
         else:  # a job learns from all of it
             batches = [groups.train] * passes
-        name = run_name(run, path, database, resume=resume)
-        checkpoints = Checkpoints(path, name)
-        plan = Plan(run=name, steps=len(batches), examples_per_step=1, rollouts=1, grouping=groups.grouping, seed=seed)
         with ExitStack() as stack:
+            name = stack.enter_context(taken_run(run, path, database, resume=resume))
+            checkpoints = Checkpoints(path, name)
+            plan = Plan(
+                run=name, steps=len(batches), examples_per_step=1, rollouts=1, grouping=groups.grouping, seed=seed
+            )
             recording = stack.enter_context(record(path, run=name))
             journal = SpoolJournal(recording.spool, name)
             display = stack.enter_context(
@@ -171,7 +173,7 @@ def train(
             display.groups(groups)
             measuring = None
             if program is not None and reward is not None:
-                runner = RolloutRunner(as_program(program), reward, max_concurrency=16, timeout=120.0)
+                runner = RolloutRunner(program, reward, max_concurrency=16, timeout=120.0)
                 stack.callback(runner.close)
                 measuring = OnlineEnvironment(
                     plan=plan,

@@ -33,6 +33,12 @@ class Checkpoints:
     def __init__(self, store: Path, run: str) -> None:
         self.folder = checkpoints_folder(store) / run
 
+    @staticmethod
+    def runs(store: Path) -> list[str]:
+        """The runs that have begun beside a store, with a checkpoint or without, in the order of their names."""
+        folder = checkpoints_folder(store)
+        return sorted(run.name for run in folder.iterdir() if run.is_dir()) if folder.is_dir() else []
+
     def reserve(self) -> bool:
         """Take the run's folder for a new run; False if there is one, of whatever run."""
         make_folder(self.folder.parent)
@@ -88,7 +94,6 @@ class Checkpoints:
             return {}
         matches = ((_STEP.fullmatch(path.name), path) for path in self.folder.iterdir())
         return {int(match.group(1)): path for match, path in matches if match}
-
 
 def _to_disk(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)

@@ -13,11 +13,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tracetune.errors import InvalidInput, RolloutsFailed, TracetuneWarning
+from tracetune.errors import InvalidInput, RolloutsFailed
 from tracetune.grouping import Store
 from tracetune.online.checkpoints import Checkpoints
 from tracetune.online.progress import ProgressDisplay
-from tracetune.online.runner import Failures, RolloutRequest, RolloutRunner
+from tracetune.online.runner import Failures, RolloutRequest, RolloutRunner, RolloutWarning
+from tracetune.tracer.values import type_name
 from tracetune.types import (
     Checkpoint,
     Evaluation,
@@ -40,10 +41,6 @@ OnStep = Callable[[int, dict[str, float]], None]
 
 EXPORTED = ("OPENAI_BASE_URL", "OPENAI_API_KEY")
 """The variables that `export_env` points at the policy."""
-
-
-class RolloutWarning(TracetuneWarning):
-    """Some rollouts failed or could not be scored; the message counts them and shows the first reason."""
 
 
 class OnlineEnvironment:
@@ -178,32 +175,34 @@ class OnlineEnvironment:
         crashed = sum(rollout.status in ("error", "timeout") for rollout in rollouts)
         self._any_success = self._any_success or any(rollout.reward is not None for rollout in rollouts)
         if not self._any_success and crashed == len(rollouts):
+            first = _one_line(failures.first_program, failures.program_message)
             raise RolloutsFailed(
-                f"all {crashed} rollouts of {split} step {step} failed, the first with "
-                f"{_one_line(failures.first_program)}; run the program once by hand on one example"
+                f"all {crashed} rollouts of {split} step {step} failed, the first with {first}; run the program once "
+                "by hand on one example"
             ) from failures.first_program
         if not self._any_success and failures.rewards and failures.rewards + failures.programs == len(rollouts):
             raise RolloutsFailed(
                 f"none of the {failures.rewards} finished rollouts of {split} step {step} could be scored, the first: "
-                f"{_one_line(failures.first_reward)}; call the reward function once by hand"
+                f"{_one_line(failures.first_reward, failures.reward_message)}; call the reward function once by hand"
             ) from failures.first_reward
         if crashed:
-            self._warn(f"{split} step {step}: {crashed} of {len(rollouts)} rollouts failed", failures.first_program)
+            first = _one_line(failures.first_program, failures.program_message)
+            self._warn(f"{split} step {step}: {crashed} of {len(rollouts)} rollouts failed", first)
         if failures.rewards:
+            first = _one_line(failures.first_reward, failures.reward_message)
             self._warn(
                 f"{split} step {step}: {failures.rewards} of {len(rollouts)} rollouts could not be scored and are left "
                 "out",
-                failures.first_reward,
+                first,
             )
 
-    def _warn(self, counted: str, first: BaseException | None) -> None:
-        warnings.warn(f"{counted}, the first with {_one_line(first)}", RolloutWarning, stacklevel=4)
+    def _warn(self, counted: str, first: str) -> None:
+        warnings.warn(f"{counted}, the first with {first}", RolloutWarning, stacklevel=4)
 
 
 def _literal(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def _one_line(error: BaseException | None) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}"[:300]
+def _one_line(error: BaseException | None, message: str) -> str:
+    return f"{type_name(error)}: {' '.join(message.split())}"[:300]

@@ -11,16 +11,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from tracetune.errors import InvalidInput
 from tracetune.grouping import Store
 from tracetune.online.checkpoints import Checkpoints
 from tracetune.online.environment import EXPORTED, OnlineEnvironment, OnStep
 from tracetune.online.journal import SpoolJournal
+from tracetune.online.processes import importable_name
 from tracetune.online.progress import ProgressDisplay
-from tracetune.online.runner import Reward, RolloutRunner, as_program
-from tracetune.online.runs import run_name
+from tracetune.online.runner import Reward, RolloutRunner
+from tracetune.online.runs import taken_run
 from tracetune.recording import record
 from tracetune.trainers import make_trainer
 from tracetune.types import (
@@ -88,6 +89,7 @@ def optimize(
     validate_every: int | None = None,
     max_concurrency: int = 16,
     timeout: float | None = 120.0,
+    isolate: Literal["program", "reward"] | Sequence[Literal["program", "reward"]] = (),
     models: Mapping[str, str] | None = None,
     export_env: bool = False,
     teachers: Sequence[Teacher] = (),
@@ -122,7 +124,9 @@ def optimize(
         val: examples to validate on, before and after.
         validate_every: validate after each so many steps as well.
         max_concurrency: rollouts under way at once.
-        timeout: seconds that one rollout may take; None waits for ever.
+        timeout: seconds that one rollout may take, and its reward after it; None waits for ever.
+        isolate: "program", "reward" or both: run in processes of their own, which can be killed
+            whatever they do; see `docs/rollouts.md`.
         models: names that the program has hard-coded, mapped to the policy's name.
         export_env: point `OPENAI_BASE_URL` and `OPENAI_API_KEY` at the policy meanwhile;
             requests for models that are neither the policy nor in `models` are passed on
@@ -130,7 +134,8 @@ def optimize(
         teachers: other models, each of which makes its share of every example's training
             rollouts; see `docs/teachers.md`. Validation is the policy's alone.
         seed: of the order of the examples.
-        resume: go on from the last checkpoint of `run`, by default the newest run.
+        resume: go on from the last checkpoint of `run`, by default the newest run; without
+            one, as when it was killed in its first step, from the beginning.
         progress: show a progress display on standard error.
         on_step: called as `on_step(step, figures)` after each step, for trackers.
 
@@ -139,7 +144,8 @@ def optimize(
         `resume=True` goes on after the last.
 
     Raises:
-        InvalidInput: for settings that make no sense, before anything is recorded.
+        InvalidInput: for settings that make no sense, and for a run that another process
+            records, before anything is recorded.
         CheckpointError: if there is nothing to resume.
         RolloutsFailed: if nothing works at all in the first rollouts.
         NoCompletions: if the first step's calls never reached the policy.
@@ -166,6 +172,12 @@ def optimize(
             "export_env is for clients that are made once for all rollouts, and teachers need one for each; leave one "
             "of them out, and build the client from tt.policy() inside the program"
         )
+    isolated = (isolate,) if isinstance(isolate, str) else tuple(isolate)
+    functions = {"program": program, "reward": reward}
+    for kind in isolated:
+        if kind not in functions:
+            raise InvalidInput(f'isolate takes "program", "reward" or both, not {kind!r}')
+        importable_name(kind, functions[kind])
     learner = make_trainer(trainer, model=model) if isinstance(trainer, str) else trainer
     if teachers and not learner.capabilities.weights:
         raise InvalidInput("this trainer changes no weights and learns from no teacher; leave teachers out")
@@ -173,30 +185,31 @@ def optimize(
     def run_here() -> Result:
         path = Path(store)
         database = Store(path)
-        name = run_name(run, path, database, resume=resume)
-        checkpoints = Checkpoints(path, name)
-        done = checkpoints.latest_step()  # 0 unless it resumes: a new run has a name without checkpoints
-        plan = Plan(
-            run=name,
-            steps=steps,
-            examples_per_step=examples_per_step,
-            rollouts=rollouts,
-            grouping=grouping or Grouping(),
-            sampling=sampling or Sampling(temperature=1.0, top_p=1.0),
-            validate_every=validate_every,
-            models=dict(models or {}),
-            upstream=_upstream() if export_env else None,
-            seed=seed,
-            teachers=checked_teachers(teachers, rollouts),
-        )
         with ExitStack() as stack:
+            name = stack.enter_context(taken_run(run, path, database, resume=resume))
+            checkpoints = Checkpoints(path, name)
+            done = checkpoints.latest_step()  # 0 for a new run, and for one that was killed before its first
+            plan = Plan(
+                run=name,
+                steps=steps,
+                examples_per_step=examples_per_step,
+                rollouts=rollouts,
+                grouping=grouping or Grouping(),
+                sampling=sampling or Sampling(temperature=1.0, top_p=1.0),
+                validate_every=validate_every,
+                models=dict(models or {}),
+                upstream=_upstream() if export_env else None,
+                seed=seed,
+                teachers=checked_teachers(teachers, rollouts),
+            )
             if export_env:
                 stack.enter_context(_environment_variables_kept())
             recording = stack.enter_context(record(path, run=name))
             journal = SpoolJournal(recording.spool, name)
             if resume:
-                journal.supersede(done + 1)
-            runner = RolloutRunner(as_program(program), reward, max_concurrency=max_concurrency, timeout=timeout)
+                # Without a checkpoint nothing counts, not even the validation before the first step.
+                journal.supersede(done + 1 if checkpoints.latest() is not None else 0)
+            runner = RolloutRunner(program, reward, max_concurrency=max_concurrency, timeout=timeout, isolate=isolated)
             stack.callback(runner.close)
             display = stack.enter_context(ProgressDisplay(name, steps, first=done, shown=progress))
             env = OnlineEnvironment(
