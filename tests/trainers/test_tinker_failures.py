@@ -61,9 +61,9 @@ def test_a_service_that_never_answers_is_not_waited_for_forever(service, make_ti
     )
 
 
-def test_a_key_that_is_not_known_is_said(service):
+def test_a_key_that_is_not_known_is_said(make_tinker):
     """The reason of the service stands in the error."""
-    trainer = TinkerTrainer(service.name, base_url=service.address, api_key="tml-other")
+    trainer = make_tinker(api_key="tml-other")
     with pytest.raises(
         TrainerError, match=r"could not open a session \(AuthenticationError: .*; check its address, its"
     ):
