@@ -18,7 +18,8 @@ from pathlib import Path
 
 import duckdb
 
-from tracetune.errors import InvalidInput, StoreLocked, StoreNotFound, StoreVersionError
+from tracetune.errors import InvalidInput, StoreError, StoreLocked, StoreNotFound, StoreVersionError
+from tracetune.grouping.troubles import remedy
 
 _HOLDER = re.compile(r"Conflicting lock is held in (?P<command>.*?)\s*\(PID (?P<pid>\d+)\)", re.DOTALL)
 _SIZE = re.compile(r"\s*(?P<number>\d+(\.\d+)?)\s*(?P<unit>[KMGT])(?P<binary>i?)B\s*", re.IGNORECASE)
@@ -107,6 +108,8 @@ def _writing(path: Path) -> duckdb.DuckDBPyConnection:
     # Attached, because the size of row groups can be given in no other way.
     connection = duckdb.connect()
     try:
+        # Before anything that may take long: DuckDB draws the bar on stdout, among the data.
+        connection.execute("SET enable_progress_bar = false")
         connection.execute("SET temp_directory = ?", [f"{path}.tmp"])
         # A connection is closed after its call, and all is written into the file then: rather at once, and
         # not into the write-ahead log first.
@@ -184,7 +187,7 @@ def _command(pid: int) -> str:
     return " ".join(words)[:120]
 
 
-def _unreadable(path: Path, message: str) -> StoreNotFound | StoreVersionError:
+def _unreadable(path: Path, message: str) -> StoreError:
     if not path.parent.is_dir():
         return StoreNotFound(
             f"there is no folder {path.parent} for the store {path.name}; create it, or give another path"
@@ -193,4 +196,6 @@ def _unreadable(path: Path, message: str) -> StoreNotFound | StoreVersionError:
         return StoreNotFound(f"there is no store at {path}; record into it first, or give another path")
     if "not a valid DuckDB database" in message:
         return StoreVersionError(f"{path} is not a tracetune store, nor any DuckDB file; give another path")
-    return StoreVersionError(f"{path} cannot be opened as a store: {message.splitlines()[0]}")
+    if path.is_dir():
+        return StoreVersionError(f"{path} is a folder; give the path of a store, which is a file")
+    return StoreError(f"{path} cannot be opened as a store ({message.splitlines()[0]}); {remedy(OSError(message))}")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tracetune.errors import InvalidInput
+from tracetune.files import written_whole
 from tracetune.grouping.conditions import check_condition
 from tracetune.grouping.connections import quoted
 
@@ -49,9 +50,18 @@ def write_parquet(connection: duckdb.DuckDBPyConnection, folder: Path, where: st
         raise InvalidInput(f"{folder} is not an empty folder; name a new one for the Parquet files")
     condition = "true" if where is None else where
     check_condition(connection, condition, "rollouts")
-    folder.mkdir(parents=True, exist_ok=True)
     selected = f"SELECT rollout_id, run, started_at::DATE AS day FROM rollouts WHERE (\n{condition}\n)"  # noqa: S608  a condition in SQL is what is asked for
     connection.execute(f"CREATE OR REPLACE TEMP TABLE selected AS {selected}")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(folder) as unfinished:
+        unfinished.mkdir()
+        counts = _write(connection, unfinished)
+    connection.execute("DROP TABLE selected")
+    return counts
+
+
+def _write(connection: duckdb.DuckDBPyConnection, folder: Path) -> dict[str, int]:
+    """Write the rollouts that are in the table `selected`."""
     counts = {}
     for view, source in _SOURCES.items():
         rows = f"SELECT rows.*, run, day FROM ({source}) AS rows JOIN selected USING (rollout_id)"  # noqa: S608  our own names
@@ -60,5 +70,4 @@ def write_parquet(connection: duckdb.DuckDBPyConnection, folder: Path, where: st
         ).fetchone()
         assert answer is not None
         counts[view] = int(answer[0])
-    connection.execute("DROP TABLE selected")
     return counts

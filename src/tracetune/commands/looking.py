@@ -10,6 +10,7 @@ import typer
 
 from tracetune.commands.app import StorePath, app, open_store, say
 from tracetune.errors import InvalidInput
+from tracetune.files import written_whole
 from tracetune.terminal import write_csv, write_json, write_table
 
 if TYPE_CHECKING:
@@ -136,7 +137,8 @@ def _write_parquet(answer: Result, file: Path, store: Path) -> None:
     if file.resolve() == store.resolve():
         raise InvalidInput(f"{file} is the store itself; name another file for --parquet")
     try:
-        parquet.write_table(answer.arrow(), file)
+        with written_whole(file) as unfinished, unfinished.open("wb") as content:
+            parquet.write_table(answer.arrow(), content)
     except (OSError, pa.ArrowException) as error:
         raise InvalidInput(f"{file} cannot be written ({error}); name another file for --parquet") from error
     say(f"{len(answer)} rows are in {file}")

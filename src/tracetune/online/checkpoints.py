@@ -57,8 +57,8 @@ class Checkpoints:
         place = self.folder / f"step-{state.step:06d}"
         unfinished = self.folder / f"unfinished-{state.step:06d}-{os.getpid()}"
         shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
         try:
+            unfinished.mkdir(parents=True)
             state.save(unfinished)
             for path in [*unfinished.rglob("*"), unfinished]:
                 _to_disk(path)
