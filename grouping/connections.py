@@ -175,7 +175,11 @@ def _held(path: Path, message: str, wait: float) -> str:
         if holder
         else "another process"
     )
-    return f"{path} is held by {whom}; wait for it, or pass wait={max(30, round(3 * wait))}"
+    seconds = max(30, round(3 * wait))
+    return (
+        f"{path} is held by {whom}; wait for it, or pass wait={seconds} (--wait {seconds} on the command line): what "
+        f"is recorded meanwhile is safe in {path.name}.spool"
+    )
 
 
 def _command(pid: int) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tracetune.commands.app import StorePath, app, open_store, say
+from tracetune.commands.app import WAIT_SECONDS, StorePath, Wait, app, open_store, say
 from tracetune.errors import InvalidInput
 from tracetune.files import written_whole
 from tracetune.terminal import write_csv, write_json, write_table
@@ -68,9 +68,9 @@ _GROUP_ORDER = "run, split, step, example_id, module, key, invocation, turn"
 
 
 @app.command(epilog="Example: tracetune show demo.duckdb")
-def show(store: StorePath) -> None:
+def show(store: StorePath, wait: Wait = WAIT_SECONDS) -> None:
     """Give an overview: rollouts, calls, scores, batches."""
-    opened = open_store(store)
+    opened = open_store(store, wait)
     for place, (title, query) in enumerate(_OVERVIEW.items()):
         columns, rows = _rows(opened.sql(query))
         print(title if place == 0 else f"\n{title}")
@@ -84,6 +84,7 @@ def sql(
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON array, one object a line.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV with a header.")] = False,
     parquet: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a Parquet file.")] = None,
+    wait: Wait = WAIT_SECONDS,
 ) -> None:
     """Ask a store a question; nothing in it is changed.
 
@@ -91,7 +92,7 @@ def sql(
     """
     if as_json + as_csv + (parquet is not None) > 1:
         raise InvalidInput("--json, --csv and --parquet are three answers to one question; choose one of them")
-    answer = open_store(store).sql(query)
+    answer = open_store(store, wait).sql(query)
     if parquet is not None:
         _write_parquet(answer, parquet, store)
         return
@@ -104,13 +105,14 @@ def groups(
     store: StorePath,
     where: Annotated[str, typer.Option(metavar="SQL", help="A condition on the columns of the view groups.")] = "true",
     limit: Annotated[int, typer.Option(min=1, help="How many groups to show.")] = 20,
+    wait: Wait = WAIT_SECONDS,
 ) -> None:
     """Show groups and how far their rewards are spread.
 
     A group is the calls that are compared with each other. A constant one has members
     with equal rewards, which teach nothing.
     """
-    opened = open_store(store)
+    opened = open_store(store, wait)
     # The line end keeps a comment at the end of the condition from swallowing the parenthesis.
     selected = f"FROM groups WHERE ({where}\n)"
     columns, rows = _rows(opened.sql(f"SELECT {_GROUP_COLUMNS} {selected} ORDER BY {_GROUP_ORDER} LIMIT {limit}"))
