@@ -12,6 +12,9 @@ from tracetune.errors import MissingDependency
 _BLOCK_BYTES = 1024 * 1024
 # Few, since a few bytes can unpack to very many.
 _PACKED_BYTES = 1024
+# No log is so much smaller packed; what is may be meant to fill memory and disk.
+MOST_RATIO = 500
+_UNSUSPECTED_BYTES = 1024 * 1024 * 1024
 
 
 def unpacked(file: BinaryIO) -> io.BufferedReader:
@@ -42,6 +45,23 @@ def unpacked(file: BinaryIO) -> io.BufferedReader:
     return whole
 
 
+def skip_blank(file: io.BufferedReader) -> int:
+    r"""Skip white space, a block at a time; gives how many lines ended in it.
+
+    Example:
+        >>> file = io.BufferedReader(io.BytesIO(b"\n \n{}\n"))
+        >>> skip_blank(file), file.read()
+        (2, b'{}\n')
+    """
+    ended = 0
+    while True:
+        ahead = file.peek()
+        blank = len(ahead) - len(ahead.lstrip())
+        if not blank:
+            return ended
+        ended += file.read(blank).count(b"\n")
+
+
 def _peekable(file: Any) -> io.BufferedReader:
     return io.BufferedReader(cast("io.RawIOBase", file), _BLOCK_BYTES)
 
@@ -56,13 +76,17 @@ class _Unpacked(io.RawIOBase):
         self._frame = frame()
         self._packed = b""
         self._unpacked = memoryview(b"")
+        self._n_packed = self._n_unpacked = 0
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
         while not self._unpacked:
-            packed = self._packed or self._file.read(_PACKED_BYTES)
+            packed = self._packed
+            if not packed:
+                packed = self._file.read(_PACKED_BYTES)
+                self._n_packed += len(packed)
             if not packed:
                 if not self._frame.eof:
                     raise EOFError("it breaks off in the middle of what is packed")
@@ -74,6 +98,11 @@ class _Unpacked(io.RawIOBase):
             except self._broken as error:
                 raise OSError(str(error)) from error
             self._packed = self._frame.unused_data
+            self._n_unpacked += len(self._unpacked)
+            if self._n_unpacked > max(_UNSUSPECTED_BYTES, MOST_RATIO * self._n_packed):
+                raise OSError(
+                    f"it unpacks to more than {MOST_RATIO} times its size; if that is right, unpack it and import that"
+                )
         count = min(len(buffer), len(self._unpacked))
         buffer[:count] = self._unpacked[:count]
         self._unpacked = self._unpacked[count:]

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import duckdb
 
-from tracetune.errors import InvalidInput, StoreLocked, StoreNotFound, StoreVersionError
+from tracetune.errors import InvalidInput, StoreError, StoreLocked, StoreNotFound, StoreVersionError
 from tracetune.grouping.private_files import (
     make_database,
     make_spill_folder,
@@ -26,6 +26,7 @@ from tracetune.grouping.private_files import (
     remove_spill_folder,
     spill_folder,
 )
+from tracetune.grouping.troubles import remedy
 
 _HOLDER = re.compile(r"Conflicting lock is held in (?P<command>.*?)\s*\(PID (?P<pid>\d+)\)", re.DOTALL)
 _SIZE = re.compile(r"\s*(?P<number>\d+(\.\d+)?)\s*(?P<unit>[KMGT])(?P<binary>i?)B\s*", re.IGNORECASE)
@@ -135,6 +136,8 @@ def _writing(path: Path, spill: Path) -> duckdb.DuckDBPyConnection:
     # Attached, because the size of row groups can be given in no other way.
     connection = duckdb.connect()
     try:
+        # Before anything that may take long: DuckDB draws the bar on stdout, among the data.
+        connection.execute("SET enable_progress_bar = false")
         connection.execute("SET temp_directory = ?", [str(spill)])
         # A connection is closed after its call, and all is written into the file then: rather at each commit, and
         # never into a write-ahead log first, which DuckDB would let everybody read. One that is there is replayed.
@@ -201,7 +204,11 @@ def _held(path: Path, message: str, wait: float) -> str:
         if holder
         else "another process"
     )
-    return f"{path} is held by {whom}; wait for it, or pass wait={max(30, round(3 * wait))}"
+    seconds = max(30, round(3 * wait))
+    return (
+        f"{path} is held by {whom}; wait for it, or pass wait={seconds} (--wait {seconds} on the command line): what "
+        f"is recorded meanwhile is safe in {path.name}.spool"
+    )
 
 
 def _command(pid: int) -> str:
@@ -213,7 +220,7 @@ def _command(pid: int) -> str:
     return " ".join(words)[:120]
 
 
-def _unreadable(path: Path, message: str) -> StoreNotFound | StoreVersionError:
+def _unreadable(path: Path, message: str) -> StoreError:
     if not path.parent.is_dir():
         return StoreNotFound(
             f"there is no folder {path.parent} for the store {path.name}; create it, or give another path"
@@ -222,4 +229,6 @@ def _unreadable(path: Path, message: str) -> StoreNotFound | StoreVersionError:
         return StoreNotFound(f"there is no store at {path}; record into it first, or give another path")
     if "not a valid DuckDB database" in message:
         return StoreVersionError(f"{path} is not a tracetune store, nor any DuckDB file; give another path")
-    return StoreVersionError(f"{path} cannot be opened as a store: {message.splitlines()[0]}")
+    if path.is_dir():
+        return StoreVersionError(f"{path} is a folder; give the path of a store, which is a file")
+    return StoreError(f"{path} cannot be opened as a store ({message.splitlines()[0]}); {remedy(OSError(message))}")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tracetune.errors import InvalidInput
-from tracetune.files import make_folder, make_private, private_folder_beside
+from tracetune.files import make_folder, written_whole
 from tracetune.grouping.conditions import check_condition
 from tracetune.grouping.private_files import quoted
 from tracetune.grouping.results import read_table
@@ -67,24 +66,16 @@ def write_parquet(connection: duckdb.DuckDBPyConnection, folder: Path, selected:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InvalidInput(f"{folder} is not an empty folder; name a new one for the Parquet files")
     connection.register("selected", selected)
-    place = Path(os.path.realpath(folder))
-    make_folder(place.parent)
-    # DuckDB makes files that everybody may read: nobody else can look into the folder until they are private.
-    with private_folder_beside(place) as unfinished:
-        whole = unfinished / place.name
-        make_folder(whole)
-        counts = _write_views(connection, whole)
-        make_private(unfinished)
-        if place.exists():
-            for view_folder in whole.iterdir():
-                view_folder.rename(place / view_folder.name)
-        else:
-            whole.rename(place)
+    make_folder(folder.absolute().parent)
+    with written_whole(folder) as unfinished:
+        make_folder(unfinished)
+        counts = _write(connection, unfinished)
     connection.unregister("selected")
     return counts
 
 
-def _write_views(connection: duckdb.DuckDBPyConnection, folder: Path) -> dict[str, int]:
+def _write(connection: duckdb.DuckDBPyConnection, folder: Path) -> dict[str, int]:
+    """Write the rollouts that are in the table `selected`."""
     counts: dict[str, int] = {}
     for view, source in _SOURCES.items():
         rows = f"SELECT rows.*, run, day FROM ({source}) AS rows JOIN selected USING (rollout_id)"  # noqa: S608  our own names

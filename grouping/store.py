@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,7 @@ from tracetune.grouping.read_only import check_query
 from tracetune.grouping.refusals import reason_of
 from tracetune.grouping.results import Result, read_table
 from tracetune.grouping.scores import score_rows
+from tracetune.grouping.troubles import check_path, reason_in_a_line, remedy, told
 from tracetune.tracer import names, spool_folder, store_path
 from tracetune.tracer.paths import warn_of_spool_at_link
 from tracetune.tracer.spool import Spool
@@ -79,10 +80,12 @@ class Store:
         self._memory_limit = memory_limit or os.environ.get("TRACETUNE_MEMORY_LIMIT", "4GB")
         self._memory_bytes = bytes_of(self._memory_limit)
         self._spool_folder = spool_folder(self.path)
-        if read_only and not self.path.exists() and not self._spool_folder.exists():
-            raise StoreNotFound(f"there is no store at {path}; record into it first, or give another path")
-        warn_of_spool_at_link(path)
-        self._prepare()
+        check_path(self.path, "the store's path")
+        with told(self.path):
+            if read_only and not self.path.exists() and not self._spool_folder.exists():
+                raise StoreNotFound(f"there is no store at {path}; record into it first, or give another path")
+            warn_of_spool_at_link(path)
+            self._prepare()
 
     def __repr__(self) -> str:
         return f"Store({str(self.path)!r})"
@@ -156,7 +159,8 @@ class Store:
         Raises:
             StoreError: if the file cannot be written; what was recorded stays in the spool.
         """
-        found = segments.segments(self._spool_folder)
+        with told(self._spool_folder, "read"):
+            found = segments.segments(self._spool_folder)
         if not found or (self.read_only and not os.access(self.path, os.W_OK)):
             return IngestReport()
         # A closed segment is there until it is ingested; of a living one the store knows how much it has.
@@ -164,14 +168,14 @@ class Store:
             with self._connected(read_only=True) as connection:
                 if not ingest.is_pending(connection, found):
                     return IngestReport()
-        try:
-            with self._connected(read_only=False) as connection:
+        with self._connected(read_only=False) as connection:
+            try:
                 return ingest.ingest(connection, self._spool_folder, memory_bytes=self._memory_bytes)
-        except duckdb.Error as error:
-            raise StoreError(
-                f"{self.path} could not take in what was recorded ({reason_of(error)}); free the disk or mend the "
-                f"file: all of it waits in {self._spool_folder}"
-            ) from error
+            except (duckdb.Error, OSError) as error:
+                raise StoreError(
+                    f"{self.path} could not take in what was recorded ({reason_in_a_line(error)}); free the disk or "
+                    f"mend the file: all of it waits in {self._spool_folder}"
+                ) from error
 
     def add_rollouts(self, rollouts: Iterable[RolloutRow | Mapping[str, Any]]) -> list[str]:
         """Record rollouts that no tracer saw: of tests, or from logs of another kind.
@@ -335,12 +339,15 @@ class Store:
         """
         self._refuse_if_read_only("compact")
         self.ingest()
-        before = self.path.stat().st_size
-        if self.path.stat().st_nlink > 1:
-            raise StoreError(f"{self.path} has another name (a hard link), which would keep the old file; remove one")
-        with self._connected(read_only=False) as connection:
-            self._compact(connection)
-        return before - self.path.stat().st_size
+        with told(self.path):
+            state = self.path.stat()
+            if state.st_nlink > 1:
+                raise StoreError(
+                    f"{self.path} has another name (a hard link), which would keep the old file; remove one"
+                )
+            with self._connected(read_only=False) as connection:
+                self._compact(connection)
+            return state.st_size - self.path.stat().st_size
 
     def export_parquet(self, folder: str | os.PathLike[str], where: str | None = None) -> dict[str, int]:
         """Write rollouts, calls, spans and scores as Parquet files, in folders by run and day.
@@ -357,6 +364,7 @@ class Store:
             QueryError: if DuckDB refuses the condition.
             StoreError: if the files cannot be written.
         """
+        check_path(Path(folder), "the folder")
         self.ingest()
         with self._connected(read_only=True) as connection:
             try:
@@ -367,7 +375,10 @@ class Store:
             try:
                 return write_parquet(connection, Path(folder), selected)
             except (duckdb.Error, OSError) as error:
-                raise StoreError(f"{folder} cannot be written ({error}); name another folder") from error
+                raise StoreError(
+                    f"{folder} cannot be written ({reason_in_a_line(error)}); {remedy(error)}, or name another folder: "
+                    "nothing of it was left there"
+                ) from error
 
     def check_condition(self, where: str) -> None:
         """Refuse what is not one condition in SQL over the columns of `rollouts`.
@@ -397,16 +408,17 @@ class Store:
             if schema.has_old_format(connection):
                 self._compact(connection)
 
-    def _connected(
-        self, *, read_only: bool, closed_off: bool | None = None
-    ) -> AbstractContextManager[DuckDBPyConnection]:
-        return connected(
+    @contextmanager
+    def _connected(self, *, read_only: bool, closed_off: bool | None = None) -> Iterator[DuckDBPyConnection]:
+        opened = connected(
             self.path,
             read_only=read_only,
             closed_off=read_only if closed_off is None else closed_off,
             wait=self._wait,
             memory_limit=self._memory_limit,
         )
+        with told(self.path), opened as connection:
+            yield connection
 
     @contextmanager
     def _spool(self) -> Iterator[Spool]:

@@ -8,6 +8,7 @@ order of their numbers, and one that comes twice is done once. Also run as a scr
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import queue
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tinker.lib import internal_client_holder
 from tinker.proto import tinker_public_pb2 as wire
 from tinker_model import Draw, Learner, State, prompt_logprobs, sample, sample_response
 
@@ -131,6 +133,8 @@ class TinkerService:
 
     def answer(self, path: str, body: Any) -> Answer | int | None:
         """What a request gets; a status alone is an error, None hangs up."""
+        if path.startswith("sessions/"):  # sessions/ID/finish
+            path = f"sessions/{path.rpartition('/')[2]}"
         self.asked.append((path, body))
         action = self._fault(path)
         if isinstance(action, int):
@@ -159,7 +163,8 @@ class TinkerService:
     # Sessions
 
     def _client_config(self, body: Any) -> Answer:
-        # A service may say so. pyqwest has threads that call Python also when a process ends, which then aborts.
+        # A service may say so. pyqwest's threads stay when its clients are closed, and call Python also when a process
+        # ends, which then aborts.
         return _json(use_pyqwest_transport=False)
 
     _client_dynamic_config = _telemetry = _client_config
@@ -168,6 +173,9 @@ class TinkerService:
         return _json(session_id=secrets.token_hex(4))
 
     def _session_heartbeat(self, body: Any) -> Answer:
+        return _json()
+
+    def _sessions_finish(self, body: Any) -> Answer:
         return _json()
 
     # Adapters
@@ -340,6 +348,12 @@ class _Sampling:
         params = self.body["sampling_params"]
         source = None if params.get("seed") is None else torch.Generator().manual_seed(params["seed"])
         return [Draw(prompt, params, source) for _ in range(self.body["num_samples"])]
+
+
+def client_tasks() -> list[str]:
+    """What the clients of this process do by themselves: heartbeats, polls, looks for new settings."""
+    loop = internal_client_holder._internal_client_holder_thread_singleton.loop_if_started()
+    return [] if loop is None else [task.get_coro().__qualname__ for task in asyncio.all_tasks(loop)]
 
 
 def _json(**values: Any) -> Answer:

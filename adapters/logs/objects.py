@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tracetune.adapters.formats import Refused
-from tracetune.adapters.packing import unpacked
+from tracetune.adapters.packing import skip_blank, unpacked
 
 # Of one line, or of a file that must be read whole.
 MOST_BYTES = 512 * 1024 * 1024
@@ -42,13 +42,15 @@ def objects(file: BinaryIO, *, tables: bool = False) -> Iterator[Placed | Refuse
     """
     whole = unpacked(file)
     try:
+        # Blank lines may be more than what is looked at.
+        before = skip_blank(whole)
         start = whole.peek(256)[:256].removeprefix(codecs.BOM_UTF8).lstrip()
         if start.startswith(b"PAR1"):
             yield from _rows_of_parquet(whole)
         elif start.startswith(b"["):
             yield from _whole(whole.read(MOST_BYTES + 1))
         elif start.startswith(b"{"):
-            yield from _lines(whole)
+            yield from _lines(whole, before)
         elif tables and start:
             yield from _rows_of_csv(whole)
         elif start:
@@ -57,17 +59,21 @@ def objects(file: BinaryIO, *, tables: bool = False) -> Iterator[Placed | Refuse
         yield Refused("the rest of it", f"it cannot be read: {error}")
 
 
-def _lines(file: io.BufferedReader) -> Iterator[Placed | Refused]:
-    number = 0
+def _lines(file: io.BufferedReader, before: int) -> Iterator[Placed | Refused]:
+    number, was_blank = before, False
     while text := file.readline(MOST_BYTES):
         number += 1
         text = text.removeprefix(codecs.BOM_UTF8 if number == 1 else b"").strip()
         if not text:
+            # Of many blank lines not each is looked at; after one alone that would cost more than it spares.
+            number += skip_blank(file) if was_blank else 0
+            was_blank = True
             continue
+        was_blank = False
         try:
             value = orjson.loads(text)
         except orjson.JSONDecodeError as error:
-            if number == 1 and not text.endswith(b"}"):  # an object on many lines
+            if number == before + 1 and not text.endswith(b"}"):  # an object on many lines
                 yield from _whole(text + b"\n" + file.read(MOST_BYTES + 1))
                 return
             yield Refused(f"line {number}", f"not JSON: {error}")

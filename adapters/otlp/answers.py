@@ -16,7 +16,7 @@ PROTOBUF = "application/x-protobuf"
 JSON = "application/json"
 
 # HTTP's statuses in gRPC's words.
-_GRPC_CODES = {400: 3, 401: 16, 404: 12, 405: 12, 408: 4, 413: 8, 415: 3, 503: 14}
+_GRPC_CODES = {400: 3, 401: 16, 403: 7, 404: 12, 405: 12, 408: 4, 413: 8, 415: 3, 503: 14}
 
 
 class Refusal(Exception):

@@ -13,16 +13,19 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from tracetune.adapters.otlp.answers import JSON, PROTOBUF, Refusal, failure, success
 from tracetune.adapters.otlp.bodies import Buffer
 from tracetune.adapters.otlp.documents import Reading, TooLarge, read_json_request, read_protobuf
 from tracetune.adapters.otlp.json_encoding import Malformed
 from tracetune.adapters.otlp.signals import LOGS, TRACES, Signal
+from tracetune.http import RefuseForeign
 from tracetune.tracer import Spool
 
 RETRY_SECONDS = 5
@@ -46,10 +49,10 @@ class Service:
     buffer: Buffer
 
 
-def application(service: Service) -> Starlette:
-    """The web application."""
+def application(service: Service, host: str) -> ASGIApp:
+    """The web application, for an address to listen at."""
     api = _Api(service)
-    return Starlette(
+    routes = Starlette(
         routes=[
             Route(TRACES.path, api.of(TRACES), methods=["POST"]),
             Route(LOGS.path, api.of(LOGS), methods=["POST"]),
@@ -58,6 +61,7 @@ def application(service: Service) -> Starlette:
         ],
         exception_handlers={Refusal: api.refuse, HTTPException: api.refuse_address, ClientDisconnect: _forget},
     )
+    return RefuseForeign(routes, host=host, knows_secret=api.knows_token, refuse=_refusal)
 
 
 class _Api:
@@ -118,12 +122,14 @@ class _Api:
                 raise Refusal(503, message, {"retry-after": str(RETRY_SECONDS)})
         return reading
 
-    def _check_token(self, request: Request) -> None:
+    def knows_token(self, headers: Headers) -> bool:
+        """Whether a request shows the token; without one there is nothing to show."""
         token = self._service.token
-        if token is None:
-            return
-        shown = request.headers.get("authorization", "").encode("latin-1")
-        if not hmac.compare_digest(shown, f"Bearer {token}".encode()):
+        shown = headers.get("authorization", "").encode("latin-1")
+        return token is not None and hmac.compare_digest(shown, f"Bearer {token}".encode())
+
+    def _check_token(self, request: Request) -> None:
+        if self._service.token is not None and not self.knows_token(request.headers):
             message = "this receiver wants its token, in the header 'authorization: Bearer …'"
             raise Refusal(401, message, {"www-authenticate": "Bearer"})
 
@@ -137,5 +143,13 @@ async def _forget(request: Request, error: Exception) -> Response:
     return Response(status_code=400)
 
 
+def _refusal(headers: Headers, status: int, message: str) -> Response:
+    return failure(Refusal(status, message), _encoding_of(headers))
+
+
 def _encoding(request: Request) -> str:
-    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    return _encoding_of(request.headers)
+
+
+def _encoding_of(headers: Headers) -> str:
+    return headers.get("content-type", "").partition(";")[0].strip().lower()

@@ -9,12 +9,12 @@ from collections.abc import AsyncIterator
 from starlette.requests import ClientDisconnect, Request
 
 from tracetune.adapters.otlp.answers import Refusal
+from tracetune.http import BODY_SECONDS
 
 # As the Collector has it.
 BODY_BYTES = 20 * 1024 * 1024
 # All bodies that are being read or written, together.
 BUFFERED_BYTES = 16 * BODY_BYTES
-BODY_SECONDS = 30.0
 # Read and dropped of a body that is refused, so that its sender gets to read why.
 _DROPPED_BYTES = 4 * BODY_BYTES
 

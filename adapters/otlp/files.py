@@ -19,7 +19,7 @@ from tracetune.adapters.formats import DEFAULTS, FormatOptions, Line, Refused
 from tracetune.adapters.otlp.documents import Reading, read_document, read_protobuf
 from tracetune.adapters.otlp.json_encoding import Malformed, read_json
 from tracetune.adapters.otlp.signals import LOGS, TRACES, Signal, snake_case
-from tracetune.adapters.packing import unpacked
+from tracetune.adapters.packing import skip_blank, unpacked
 
 # Of one line, one frame or one message.
 PIECE_BYTES = 128 * 1024 * 1024
@@ -54,7 +54,7 @@ def read(file: BinaryIO, options: FormatOptions = DEFAULTS) -> Iterator[Line | R
 
 
 def _json_lines(file: io.BufferedReader) -> Iterator[Line | Refused]:
-    number = 0
+    number, was_blank = 0, False
     while text := file.readline(PIECE_BYTES):
         number += 1
         place = f"line {number}"
@@ -64,6 +64,11 @@ def _json_lines(file: io.BufferedReader) -> Iterator[Line | Refused]:
             yield Refused(place, f"it is longer than {PIECE_BYTES} bytes")
         elif stripped := text.removeprefix(codecs.BOM_UTF8 if number == 1 else b"").strip():
             yield from _json_line(stripped, place)
+            was_blank = False
+        else:
+            # Of many blank lines not each is looked at; after one alone that would cost more than it spares.
+            number += skip_blank(file) if was_blank else 0
+            was_blank = True
 
 
 def _json_line(text: bytes, place: str) -> Iterator[Line | Refused]:

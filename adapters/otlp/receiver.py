@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
-import ipaddress
 import os
-import socket
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 
-import uvicorn
-
 from tracetune.adapters.otlp.app import Service, application
-from tracetune.adapters.otlp.bodies import BODY_SECONDS, Buffer
+from tracetune.adapters.otlp.bodies import Buffer
 from tracetune.errors import InvalidInput, ReceiverError
+from tracetune.http import BODY_SECONDS, Server, is_loopback
 from tracetune.tracer import Spool, SpoolCounts, spool_folder
 
 PORT = 4318
@@ -63,11 +58,18 @@ class Receiver:
                 f"{host} can be reached from other machines, and anybody there could write into the store; "
                 "give a token that senders must show, or listen at 127.0.0.1"
             )
-        self._host, self._port, self._token = host, port, token
+        self._host, self._token = host, token
         self._body_seconds = body_seconds
         self._spool = Spool(spool_folder(store))
-        self._server: uvicorn.Server | None = None
-        self._thread: threading.Thread | None = None
+        self._server = Server(
+            "the receiver",
+            host,
+            port,
+            error=ReceiverError,
+            keep_alive_seconds=KEEP_ALIVE_SECONDS,
+            farewell_seconds=FAREWELL_SECONDS,
+            body_seconds=body_seconds,
+        )
 
     def start(self) -> Receiver:
         """Listen, and receive.
@@ -75,23 +77,20 @@ class Receiver:
         Raises:
             ReceiverError: if the address is taken, or the receiver has been started before.
         """
-        if self._thread is not None:
-            raise ReceiverError("this receiver has been started before; make a new one")
-        listener = _listening(self._host, self._port)
-        self._port = listener.getsockname()[1]
-        ready = threading.Event()
-        self._thread = threading.Thread(target=self._serve, args=(listener, ready), name="tracetune-otlp", daemon=True)
-        self._thread.start()
-        ready.wait()
+        workers = ThreadPoolExecutor(_WORKERS, thread_name_prefix="tracetune-otlp-reader")
+
+        async def farewell() -> None:
+            workers.shutdown()
+
+        service = Service(self._spool, self._token, workers, Buffer(self._body_seconds))
+        self._server.start(application(service, self._host), farewell)
         return self
 
     def stop(self) -> None:
         """Finish the requests that are on their way, close the address, and close the segment whole."""
-        if self._thread is None or self._server is None or self._server.should_exit:
-            return
-        self._server.should_exit = True
-        self._thread.join()
-        self._spool.close()
+        if self._server.is_running:
+            self._server.stop()
+            self._spool.close()
 
     def __enter__(self) -> Receiver:
         return self.start()
@@ -104,65 +103,9 @@ class Receiver:
     @property
     def url(self) -> str:
         """Where exporters send to: their `OTEL_EXPORTER_OTLP_ENDPOINT`."""
-        host = f"[{self._host}]" if ":" in self._host else self._host
-        return f"http://{host}:{self._port}"
+        return self._server.url
 
     @property
     def counts(self) -> SpoolCounts:
         """What has been received and written so far."""
         return self._spool.counts
-
-    def _serve(self, listener: socket.socket, ready: threading.Event) -> None:
-        asyncio.run(self._serving(listener, ready))
-
-    async def _serving(self, listener: socket.socket, ready: threading.Event) -> None:
-        with ThreadPoolExecutor(_WORKERS, thread_name_prefix="tracetune-otlp-reader") as workers:
-            service = Service(self._spool, self._token, workers, Buffer(self._body_seconds))
-            config = uvicorn.Config(
-                application(service),
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                ws="none",
-                timeout_keep_alive=KEEP_ALIVE_SECONDS,
-                timeout_graceful_shutdown=FAREWELL_SECONDS,
-                server_header=False,
-                date_header=False,
-            )
-            self._server = uvicorn.Server(config)
-            ready.set()
-            await self._server.serve(sockets=[listener])
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach an address.
-
-    Example:
-        >>> is_loopback("127.0.0.1"), is_loopback("::1"), is_loopback("0.0.0.0")
-        (True, True, False)
-    """
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _listening(host: str, port: int) -> socket.socket:
-    listener = None
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP, flags=socket.AI_PASSIVE
-        )[0]
-        # asyncio turns Nagle's delay off only where the protocol is named.
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(2048)
-    except (OSError, OverflowError) as error:
-        if listener is not None:
-            listener.close()
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise ReceiverError(f"the receiver can't listen at {host}:{port}: {reason}; choose another address") from None
-    return listener

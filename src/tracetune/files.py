@@ -1,4 +1,4 @@
-"""Who may read what tracetune writes: its owner alone.
+"""Files and folders that are their owner's alone, and there whole or not at all.
 
 Traces hold prompts, answers and whatever a program was given, and the usual umask lets
 everybody on a machine read a new file. So new files have mode 0600 and new folders 0700,
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -85,3 +86,35 @@ def private_folder_beside(path: Path) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A private path, whose content takes a place at the end of the block; nothing is left where the block fails.
+
+    What was at the place before stays until then, and a file's mode stays also after that. A
+    folder may take the place of an empty folder.
+
+    Example:
+        >>> with written_whole(Path("rows.txt")) as unfinished:
+        ...     _ = unfinished.write_text("all of it")
+        >>> Path("rows.txt").read_text()
+        'all of it'
+    """
+    place = Path(os.path.realpath(path))
+    if place.exists() and not (place.is_file() or place.is_dir()):
+        yield place  # a pipe or a device is written to as it is
+        return
+    # An empty folder may be a disk of its own, or where somebody stands: it is filled, and not replaced.
+    is_filled = place.is_dir()
+    with private_folder_beside(place / place.name if is_filled else place) as folder:
+        unfinished = folder / place.name
+        yield unfinished
+        make_private(folder)
+        if is_filled:
+            for child in unfinished.iterdir():
+                child.rename(place / child.name)
+            return
+        if place.exists():
+            unfinished.chmod(stat.S_IMODE(place.stat().st_mode))
+        os.replace(unfinished, place)

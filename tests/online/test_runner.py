@@ -79,7 +79,7 @@ def run(
     folder: Path, program: Callable[..., Any], words: list[str], reward: Any = length, **settings: Any
 ) -> tuple[list[Rollout], Any]:
     """The rollouts of one program on some words, each an example, and their failures."""
-    runner = RolloutRunner(program, reward, **({"max_concurrency": 4, "timeout": 20.0} | settings))
+    runner = RolloutRunner(program, reward, **({"max_concurrency": 4, "timeout": 60.0} | settings))
     requests = [RolloutRequest(Example(word, {"word": word}), 0, "train", 1, POLICY) for word in words]
     try:
         with recording(folder / "a.duckdb", run="run-1"):
@@ -116,7 +116,7 @@ def test_rollouts_come_in_the_order_of_the_requests(tmp_path: Path):
     def wait_for_the_last(word: str) -> str:
         if word == "last":
             release.set()
-        assert release.wait(20)
+        assert release.wait(60)
         return word
 
     rollouts, _ = run(tmp_path, wait_for_the_last, ["first", "second", "last"])
@@ -164,7 +164,7 @@ def test_a_rollout_that_hangs_is_closed_and_left_behind(tmp_path: Path):
     @tt.program
     def hang(word: str) -> str:
         if word == "hang":
-            release.wait(20)
+            release.wait(60)
             try:
                 say(word)
             except tt.RolloutClosed:
@@ -172,12 +172,12 @@ def test_a_rollout_that_hangs_is_closed_and_left_behind(tmp_path: Path):
                 raise
         return say(word)
 
-    started = time.monotonic()
     with recording(tmp_path / "a.duckdb"):
-        rollouts, failures = run(tmp_path, hang, ["hang", "ant"], timeout=0.3)
-        assert time.monotonic() - started < 10
+        # The other rollout has this long as well.
+        rollouts, failures = run(tmp_path, hang, ["hang", "ant"], timeout=5.0)
+        assert not refused.is_set()
         release.set()
-        assert refused.wait(20)
+        assert refused.wait(60)
     assert [(rollout.status, rollout.reward) for rollout in rollouts] == [("timeout", None), ("ok", 3.0)]
     assert (failures.programs, type(failures.first_program)) == (1, TimeoutError)
 
@@ -231,13 +231,11 @@ def test_an_interrupt_ends_what_is_under_way(tmp_path: Path):
         begun.append(word)
         if len(begun) == 2:
             signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
-        await asyncio.sleep(60)
+        await asyncio.sleep(3600)
         return word
 
-    started = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, wait, ["ant", "bee"])
-    assert time.monotonic() - started < 20
+        run(tmp_path, wait, ["ant", "bee"], timeout=3600.0)
     statuses = "SELECT status FROM rollouts"
     assert [row["status"] for row in tt.Store(tmp_path / "a.duckdb").sql(statuses).rows()] == ["interrupted"] * 2
 
@@ -252,7 +250,7 @@ def test_a_runner_that_is_closed_interrupts_what_is_under_way(tmp_path: Path):
         await asyncio.sleep(60)
         return word
 
-    runner = RolloutRunner(wait, length, max_concurrency=8, timeout=20.0)
+    runner = RolloutRunner(wait, length, max_concurrency=8, timeout=60.0)
     requests = [RolloutRequest(Example(word, {"word": word}), 0, "train", 1, POLICY) for word in "abcdefgh"]
 
     def close() -> None:

@@ -269,7 +269,7 @@ def test_a_server_that_never_recovers_is_given_up():
 def test_a_server_that_goes_away_is_waited_for(tmp_path):
     """A server that was there and is restarted gets the rest."""
     with a_server() as first:
-        sender = Sender(first.url, first_wait=0.05)
+        sender = Sender(first.url, first_wait=0.5)
         sender.send(DOCUMENT)
         port = first.server_port
     restarted = Receiver(tmp_path / "traces.duckdb", port=port)

@@ -234,7 +234,8 @@ def test_a_sender_that_is_too_slow_is_told_so(store):
         host, port = receiver.url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port))) as slow:
             slow.sendall(
-                b"POST /v1/traces HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n{"
+                b"POST /v1/traces HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+                b"content-length: 9\r\n\r\n{"
             )
             assert http.post(f"{receiver.url}/v1/traces", json=good("/v1/traces", 1)).status_code == 200
             slow.settimeout(30)
@@ -245,9 +246,9 @@ def test_a_sender_that_is_too_slow_is_told_so(store):
 @pytest.mark.parametrize(
     ("told", "status"),
     [
-        (b"GET /%0a%ff HTTP/1.1\r\nhost: [::1\r\nconnection: close\r\n\r\n", b"404"),
-        (b"POST /v1/traces HTTP/1.1\r\nhost: x\r\ncontent-type: \xff\r\nconnection: close\r\n\r\n", b"415"),
-        (b"POST /v1/traces HTTP/1.1\r\nhost: x\r\ncontent-length: many\r\n\r\n", b"400"),
+        (b"GET /%0a%ff HTTP/1.1\r\nhost: [::1\r\nconnection: close\r\n\r\n", b"403"),
+        (b"POST /v1/traces HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: \xff\r\nconnection: close\r\n\r\n", b"415"),
+        (b"POST /v1/traces HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: many\r\n\r\n", b"400"),
         (b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n", b"400"),
     ],
 )
@@ -265,7 +266,8 @@ def test_a_sender_that_hangs_up_does_no_harm(store, receiver):
     for _ in range(5):
         with socket.create_connection((host, int(port))) as gone:
             gone.sendall(
-                b"POST /v1/traces HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n{"
+                b"POST /v1/traces HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+                b"content-length: 9\r\n\r\n{"
             )
     assert http.post(f"{receiver.url}/v1/traces", json=good("/v1/traces", 1)).status_code == 200
     assert spans_in(store) == ["span 1"]

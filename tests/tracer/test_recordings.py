@@ -96,14 +96,14 @@ def test_threads_that_nothing_carried_a_scope_to_record_under_the_outermost_bloc
     go, done = threading.Event(), threading.Event()
 
     def serve() -> None:
-        go.wait(10)
+        go.wait(60)
         echo("served")
         done.set()
 
     threading.Thread(target=serve, daemon=True).start()
     with tracer.recording(store, run="serving"):
         go.set()
-        assert done.wait(10)
+        assert done.wait(60)
     (tree,) = span_tree(spool, attributes=(names.RUN,))
     assert tree["attributes"] == {names.RUN: "serving"}
 

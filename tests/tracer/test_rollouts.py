@@ -195,7 +195,7 @@ def test_closing_from_outside(store: Path, spool: Path) -> None:
     def linger() -> None:
         say("in time")
         reached.set()
-        assert closed.wait(10)
+        assert closed.wait(60)
         say("too late")
         LMCall.begin(PROMPT)
 
@@ -215,7 +215,7 @@ def test_closing_from_outside(store: Path, spool: Path) -> None:
     with tracer.recording(store):
         thread = threading.Thread(target=run)
         thread.start()
-        assert reached.wait(10)
+        assert reached.wait(60)
         handles[0].close("timeout")
         handles[0].close("error", "Other")
         closed.set()

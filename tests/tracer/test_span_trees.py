@@ -166,7 +166,7 @@ async def consumed_in_another_task() -> int:
 @tracer.module
 def wait_and_double(go: threading.Event) -> int:
     """What goes on in the background until it is told to."""
-    go.wait(10)
+    go.wait(60)
     return double(1)
 
 

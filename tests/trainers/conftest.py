@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tinker_service import KEY, TinkerService
+from tinker_service import KEY, TinkerService, client_tasks
 from tiny_llama import tiny_model, tiny_tokenizer
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -51,16 +52,19 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def service(tiny_folder: Path) -> Iterator[TinkerService]:
-    """A service on loopback that trains and samples the tiny Llama."""
+    """A service on loopback that trains and samples the tiny Llama; a test closes every client it opens."""
     with TinkerService(tiny_folder).running() as running:
         yield running
+        assert client_tasks() == []
 
 
 @pytest.fixture
-def make_tinker(service: TinkerService) -> Any:
-    """Makes trainers at that service, each with an adapter of its own."""
+def make_tinker(service: TinkerService) -> Iterator[Any]:
+    """Makes trainers at that service, each with an adapter of its own, and closes them after the test."""
+    with ExitStack() as stack:
 
-    def make(**settings: Any) -> TinkerTrainer:
-        return TinkerTrainer(service.name, base_url=service.address, api_key=KEY, **{"timeout": 60.0, **settings})
+        def make(**settings: Any) -> TinkerTrainer:
+            at_service = {"base_url": service.address, "api_key": KEY, "timeout": 60.0}
+            return stack.enter_context(TinkerTrainer(service.name, **{**at_service, **settings}))
 
-    return make
+        yield make

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
-from tinker_service import KEY, TinkerService
 from tiny_llama import WORDS
 
 from tracetune.testing import WeightTrainerConformance
@@ -17,8 +18,5 @@ class TestTinkerTrainer(WeightTrainerConformance):
     logprob = -3.5
 
     @pytest.fixture(autouse=True)
-    def _at(self, service: TinkerService) -> None:
-        self.service = service
-
-    def make_trainer(self) -> TinkerTrainer:
-        return TinkerTrainer(self.service.name, base_url=self.service.address, api_key=KEY, timeout=60.0)
+    def _at(self, make_tinker: Callable[[], TinkerTrainer]) -> None:
+        self.make_trainer = make_tinker  # type: ignore[method-assign]

@@ -174,15 +174,15 @@ def test_a_step_changes_what_is_sampled(trainer, endpoint, client, journal, serv
     assert after.completion_logprobs != pytest.approx(first, abs=0.01)
 
 
-def test_exclusive_work_waits_for_what_is_under_way(endpoint, client, service):
+def test_exclusive_work_waits_for_what_is_under_way(trainer, endpoint, client, service):
     """What was sent comes back before the work begins; what is asked meanwhile waits until it is done."""
     free, events = threading.Event(), []
     service.busy_until(free)
     with ThreadPoolExecutor(3) as pool:
         first = pool.submit(lambda: (ask(client), events.append("first answered")))
         until(lambda: service.samples_asked())
-        work = pool.submit(endpoint.exclusively, lambda: (time.sleep(0.3), events.append("work done")))
-        time.sleep(0.1)
+        work = pool.submit(endpoint.exclusively, lambda: events.append("work done"))
+        until(lambda: trainer._engine._held)  # nothing that can be asked tells
         second = pool.submit(lambda: (ask(client), events.append("second answered")))
         free.set()
         for future in (first, work, second):

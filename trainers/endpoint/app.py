@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -24,6 +25,8 @@ from tracetune.types import Sampling
 
 # What OpenAI's plain completions are cut at where the client does not say.
 DEFAULT_PLAIN_TOKENS = 16
+# Requests above that are read one at a time, so that they leave threads to the others.
+LARGE_BYTES = 256 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,28 @@ class Service:
     grammars: Grammars | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request for the policy, read.
+
+    Attributes:
+        body: its parameters.
+        shape: of its answer.
+        prompts: the tokens of each prompt, and how its choices are sampled.
+        top_logprobs: how many alternatives of each token are shown.
+        constraints: what each choice of a prompt may be.
+    """
+
+    body: Body
+    shape: Shape
+    prompts: list[tuple[tuple[int, ...], Sampling]]
+    top_logprobs: int
+    constraints: list[Constraint | None]
+
+
+Read = Callable[[Mapping[str, Any]], Asked]
+
+
 def application(service: Service) -> Starlette:
     """The web application."""
     api = _Api(service)
@@ -56,26 +81,45 @@ class _Api:
 
     def __init__(self, service: Service) -> None:
         self._service = service
+        self._large = asyncio.Lock()
 
     async def chat(self, request: Request) -> Response:
         content, values = await self._service.door.read(request)
         if not self._service.door.asks_policy(values):
             return await self._service.door.forward(request, content, values)
-        body = read_chat(values)
-        prompt_ids = self._service.prompts.of_chat(body.messages, body.offered)
-        room = self._service.prompts.room_after(prompt_ids, "messages")
-        sampling = self._sampling(body, min(body.max_completion_tokens or body.max_tokens or room, room), room)
-        grammar = await asyncio.to_thread(self._grammar, body)
-        sampling = sampling.model_copy(update={"constrained": grammar is not None})
-        shape = ChatShape(self._service.prompts.token_text, bool(body.logprobs), self._tools(body))
-        return await self._answer(
-            request, body, shape, [(prompt_ids, sampling)], body.alternatives, "chatcmpl", grammar
-        )
+        asked = await self._in_thread(self._read_chat, values, len(content))
+        return await self._answer(request, asked, "chatcmpl")
 
     async def complete(self, request: Request) -> Response:
         content, values = await self._service.door.read(request)
         if not self._service.door.asks_policy(values):
             return await self._service.door.forward(request, content, values)
+        asked = await self._in_thread(self._read_completion, values, len(content))
+        return await self._answer(request, asked, "cmpl")
+
+    async def _in_thread(self, read: Read, values: Mapping[str, Any], size: int) -> Asked:
+        """What a request asks, read while others are answered; large requests wait for each other alone."""
+        try:
+            if size <= LARGE_BYTES:
+                return await asyncio.to_thread(read, values)
+            async with self._large:
+                return await asyncio.to_thread(read, values)
+        except RecursionError:
+            raise Problem(400, "the request is nested too deeply; flatten it", code="invalid_json") from None
+
+    def _read_chat(self, values: Mapping[str, Any]) -> Asked:
+        body = read_chat(values)
+        prompt_ids = self._service.prompts.of_chat(body.messages, body.offered)
+        room = self._service.prompts.room_after(prompt_ids, "messages")
+        sampling = self._sampling(body, min(body.max_completion_tokens or body.max_tokens or room, room), room)
+        grammar = self._grammar(body)
+        sampling = sampling.model_copy(update={"constrained": grammar is not None})
+        shape = ChatShape(self._service.prompts.token_text, bool(body.logprobs), self._tools(body))
+        constraints = [self._constraint(grammar) for _ in range(body.n or 1)]
+        return Asked(body, shape, [(prompt_ids, sampling)], body.alternatives, constraints)
+
+    def _read_completion(self, values: Mapping[str, Any]) -> Asked:
+        self._service.prompts.check_size(values)
         body = read_completion(values)
         prompts = []
         for prompt in body.prompts:
@@ -83,7 +127,7 @@ class _Api:
             room = self._service.prompts.room_after(prompt_ids, "prompt")
             prompts.append((prompt_ids, self._sampling(body, min(body.max_tokens or DEFAULT_PLAIN_TOKENS, room), room)))
         shape = TextShape(self._service.prompts.token_text, body.logprobs is not None)
-        return await self._answer(request, body, shape, prompts, body.logprobs or 0, "cmpl")
+        return Asked(body, shape, prompts, body.logprobs or 0, [None] * (body.n or 1))
 
     def _tools(self, body: ChatBody) -> ToolReader | None:
         """Reads the calls of the tools that were offered, where some were."""
@@ -121,17 +165,9 @@ class _Api:
             return None
         return self._service.grammars.constraint(grammar)
 
-    async def _answer(
-        self,
-        request: Request,
-        body: Body,
-        shape: Shape,
-        prompts: list[tuple[tuple[int, ...], Sampling]],
-        top_logprobs: int,
-        prefix: str,
-        grammar: str | None = None,
-    ) -> Response:
+    async def _answer(self, request: Request, asked: Asked, prefix: str) -> Response:
         """Have every choice of every prompt decoded."""
+        body, shape, prompts = asked.body, asked.shape, asked.prompts
         heading = Heading(f"{prefix}-{secrets.token_hex(12)}", body.model, sum(len(ids) for ids, _ in prompts))
         inbox: asyncio.Queue[Piece] = asyncio.Queue()
         choices = body.n or 1
@@ -144,10 +180,10 @@ class _Api:
                 sampling=_of_choice(sampling, choice),
                 receive=inbox.put_nowait,
                 streamed=bool(body.stream),
-                top_logprobs=top_logprobs,
+                top_logprobs=asked.top_logprobs,
                 call_id=request.headers.get(CALL_HEADER),
                 module=request.headers.get(MODULE_HEADER),
-                constraint=self._constraint(grammar),
+                constraint=asked.constraints[choice],
             )
             for index, (prompt_ids, sampling) in enumerate(prompts)
             for choice in range(choices)

@@ -328,7 +328,7 @@ class Decoder:
                 row.alternatives.append([pair for pair in pairs if pair[1] > -math.inf])
             if row.constraint is not None and row.constraint.failure is not None:
                 message = f"the grammar of 'response_format' failed: {row.constraint.failure:.300}; simplify its schema"
-                self._finish(row, "cancelled", Problem(500, message, "response_format"))
+                self._finish(row, "cancelled", Problem(400, message, "response_format"))
                 continue
             finish_reason = row.accept(token, logprob, self._end_tokens)
             if finish_reason is not None:

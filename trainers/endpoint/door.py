@@ -6,6 +6,7 @@ names and the errors are the same.
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -13,12 +14,14 @@ from typing import Any
 
 import orjson
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from tracetune.http import BODY_SECONDS
 from tracetune.trainers.endpoint.forwarding import Forwarder
 from tracetune.trainers.endpoint.problems import Problem
 
@@ -66,10 +69,16 @@ class Door:
         """
         self._check_key(request)
         content = bytearray()
-        async for chunk in request.stream():
-            content += chunk
-            if len(content) > MAX_BODY_BYTES:
-                raise Problem(413, f"the request is larger than {MAX_BODY_BYTES} bytes; shorten it", code="too_large")
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                async for chunk in request.stream():
+                    content += chunk
+                    if len(content) > MAX_BODY_BYTES:
+                        message = f"the request is larger than {MAX_BODY_BYTES} bytes; shorten it"
+                        raise Problem(413, message, code="too_large")
+        except TimeoutError:
+            message = f"the request did not come within {BODY_SECONDS:g} seconds; send it again"
+            raise Problem(408, message, code="too_slow") from None
         try:
             values = orjson.loads(content)
         except orjson.JSONDecodeError as error:
@@ -99,9 +108,17 @@ class Door:
             raise Problem(404, message, "model", "model_not_found")
         return await self.forwarder.pass_on(request, content)
 
-    def _check_key(self, request: Request) -> None:
+    def knows_key(self, headers: Headers) -> bool:
+        """Whether a request shows the key."""
         expected = f"Bearer {self.api_key}"
-        if not hmac.compare_digest(request.headers.get("authorization", "").encode(), expected.encode()):
+        return hmac.compare_digest(headers.get("authorization", "").encode(), expected.encode())
+
+    def refusal(self, headers: Headers, status: int, message: str) -> Response:
+        """The answer to a request that comes from where none may come from."""
+        return json_response(Problem(status, message, code="forbidden").body, status)
+
+    def _check_key(self, request: Request) -> None:
+        if not self.knows_key(request.headers):
             raise Problem(401, "this is not the policy endpoint's key; use tt.policy().api_key", code="invalid_api_key")
 
     async def _models(self, request: Request) -> Response:

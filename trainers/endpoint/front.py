@@ -10,11 +10,17 @@ from typing import Self
 
 from starlette.applications import Starlette
 
-from tracetune.errors import InvalidInput
+from tracetune.errors import EndpointError, InvalidInput
+from tracetune.http import RefuseForeign, Server
 from tracetune.trainers.endpoint.door import Door
 from tracetune.trainers.endpoint.forwarding import Forwarder
-from tracetune.trainers.endpoint.server import Server
 from tracetune.types import Policy, Sampling, Upstream
+
+# Longer than a program thinks between two calls: a connection that is closed just as a
+# client takes it up again costs that client a retry.
+KEEP_ALIVE_SECONDS = 600
+# How long a stop waits for clients that do not read their answers.
+FAREWELL_SECONDS = 1
 
 
 class Front(ABC):
@@ -59,7 +65,15 @@ class Front(ABC):
         self._api_key = f"tt-{secrets.token_urlsafe(24)}"
         self._aliases = frozenset(models)
         self._forward = forward
-        self._server = Server(name, host, port)
+        self._host = host
+        self._server = Server(
+            f"the endpoint of {name!r}",
+            host,
+            port,
+            error=EndpointError,
+            keep_alive_seconds=KEEP_ALIVE_SECONDS,
+            farewell_seconds=FAREWELL_SECONDS,
+        )
 
     @property
     @abstractmethod
@@ -91,7 +105,10 @@ class Front(ABC):
                 await forwarder.close()
 
         door = Door(self._name, self._api_key, self._aliases, forwarder)
-        self._server.start(self._application(door), farewell)
+        application = RefuseForeign(
+            self._application(door), host=self._host, knows_secret=door.knows_key, refuse=door.refusal
+        )
+        self._server.start(application, farewell)
         return self
 
     def __enter__(self) -> Self:
@@ -109,4 +126,4 @@ class Front(ABC):
         Raises:
             EndpointError: if the endpoint has not been started.
         """
-        return Policy(self._server.base_url, self._api_key, self._name, self.version)
+        return Policy(f"{self._server.url}/v1", self._api_key, self._name, self.version)

@@ -89,10 +89,18 @@ class Grammars:
         return grammar
 
     def constraint(self, grammar: str) -> Constraint:
-        """The constraint of one row."""
+        """The constraint of one row.
+
+        Raises:
+            Problem: if the grammar cannot even begin.
+        """
         from llguidance import LLMatcher
 
-        return Constraint(LLMatcher(self._tokens(), grammar, log_level=0))
+        matcher = LLMatcher(self._tokens(), grammar, log_level=0)
+        matcher.compute_bitmask()
+        if matcher.is_error():
+            raise _refused(f"'response_format' has a schema that can't be ensured: {_first_line(matcher.get_error())}")
+        return Constraint(matcher)
 
     def _tokens(self) -> LLTokenizer:
         """The tokenizer as llguidance has it: made once, in about a second for a large vocabulary."""
@@ -101,8 +109,18 @@ class Grammars:
         with self._making:
             if self._known is None:
                 assert isinstance(self._tokenizer, PreTrainedTokenizerFast)  # asked before
-                self._known = from_tokenizer(self._tokenizer, eos_token=self._end_tokens)
+                try:
+                    self._known = from_tokenizer(self._tokenizer, eos_token=self._end_tokens)
+                except Exception as error:  # noqa: BLE001 - it says in many ways that it knows no such tokenizer
+                    raise _refused(
+                        f"llguidance can't read the policy's tokenizer ({error!s:.200}); leave out 'response_format' "
+                        "and ask for JSON in the prompt"
+                    ) from None
             return self._known
+
+
+def _first_line(error: str) -> str:
+    return error.strip().partition("\n")[0][:300]
 
 
 def _refused(message: str) -> Problem:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from tracetune.trainers.endpoint.lengths import LengthBound, length_bound
 from tracetune.trainers.endpoint.messages import Message, Tool
 from tracetune.trainers.endpoint.problems import Problem
 from tracetune.trainers.endpoint.tool_calls import ToolFormat, format_of
@@ -26,6 +29,13 @@ class Prompts:
         self._context = context
         self._vocabulary = vocabulary
         self._token_texts: dict[int, str] = {}
+        # Endpoints tokenise in several threads at once. The first call sets truncation and padding, which no other
+        # call may see happen.
+        self._tokenizer("")
+
+    @cached_property
+    def _bound(self) -> LengthBound | None:
+        return length_bound(self._tokenizer)
 
     def of_chat(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> tuple[int, ...]:
         """The tokens of a chat, up to where the assistant speaks.
@@ -47,15 +57,19 @@ class Prompts:
         if any(message.tool_calls for message in messages) and "tool_calls" not in template:
             raise Problem(400, "the model's chat template shows it no tool calls; leave out 'tool_calls'", "messages")
         try:
-            ids = self._tokenizer.apply_chat_template(
+            text: Any = self._tokenizer.apply_chat_template(
                 [message.as_template_wants for message in messages],
                 tools=[tool.as_template_wants for tool in tools] or None,
                 add_generation_prompt=True,
-                return_dict=False,
+                tokenize=False,
             )
         except TemplateError as error:
             raise Problem(400, f"the model's chat template refused the messages: {error}", "messages") from None
-        return tuple(ids)
+        except Exception as error:  # noqa: BLE001 - a template runs code of its model's, on what the client sent
+            message = f"the model's chat template can't show these messages ({type(error).__name__}: {error!s:.300})"
+            raise Problem(400, f"{message}; send others", "messages", "invalid_value") from None
+        self._check_length(text, "messages")
+        return tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def tool_format(self, tools: Sequence[Tool]) -> ToolFormat:
         """The form that the model writes its tool calls in."""
@@ -71,7 +85,12 @@ class Prompts:
         Raises:
             Problem: if there are none, or some are not the model's.
         """
-        ids = tuple(self._tokenizer.encode(prompt) if isinstance(prompt, str) else prompt)
+        if isinstance(prompt, str):
+            self._check_length(prompt, "prompt")
+            ids = tuple(self._tokenizer.encode(prompt))
+        else:
+            self.room_after(prompt, "prompt")
+            ids = tuple(prompt)
         if not ids:
             raise Problem(400, "'prompt' is empty; give it at least one token", "prompt")
         if not all(0 <= token < self._vocabulary for token in ids):
@@ -94,6 +113,32 @@ class Prompts:
                 "context_length_exceeded",
             )
         return room
+
+    def check_size(self, values: Mapping[str, Any]) -> None:
+        """Refuse lists of token ids that can't fit, before each id is looked at.
+
+        Raises:
+            Problem: if there is one.
+        """
+        prompt = values.get("prompt")
+        if isinstance(prompt, list) and prompt:
+            for ids in [prompt] if isinstance(prompt[0], int) else prompt:
+                if isinstance(ids, list):
+                    self.room_after(ids, "prompt")
+
+    def _check_length(self, text: str, param: str) -> None:
+        """Refuse a text that can't fit, before it is tokenised."""
+        if len(text.encode()) <= self._context or self._bound is None:
+            return
+        fewest = self._bound.fewest_tokens(text)
+        if fewest >= self._context:
+            raise Problem(
+                400,
+                f"this model's maximum context length is {self._context} tokens, and {len(text)} characters are at "
+                f"least {fewest}; shorten the prompt to at most {self._context - 1} tokens",
+                param,
+                "context_length_exceeded",
+            )
 
     def token_text(self, token: int) -> str:
         """One token, as text."""

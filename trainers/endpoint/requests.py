@@ -40,6 +40,7 @@ AnyBody = TypeVar("AnyBody", bound="Body")
 
 MAX_CHOICES = 128
 MAX_PROMPTS = 128
+MAX_STOP_CHARACTERS = 1000
 
 
 class StreamOptions(BaseModel):
@@ -72,11 +73,15 @@ class Body(BaseModel):
         """The stop strings, empty ones left out.
 
         Raises:
-            Problem: if there are more than four.
+            Problem: if there are more than four, or one is very long.
         """
         strings = [self.stop] if isinstance(self.stop, str) else self.stop or []
         if len(strings) > 4:
             raise Problem(400, f"'stop' takes at most 4 strings, and this request has {len(strings)}", "stop")
+        if any(len(string) > MAX_STOP_CHARACTERS for string in strings):
+            # Each token is compared with every beginning of a stop string.
+            message = f"a 'stop' string has at most {MAX_STOP_CHARACTERS} characters; shorten it"
+            raise Problem(400, message, "stop", "invalid_value")
         return tuple(filter(None, strings))
 
 

@@ -8,8 +8,9 @@ service makes no update twice. Whatever goes wrong becomes a `TrainerError` here
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,9 @@ from tracetune.types import Sampling
 
 ServiceFactory = Callable[[], Any]
 """Gives an object with the methods of `tinker.ServiceClient`."""
+
+# How long the end of a session is waited for: a service that is gone is asked again for minutes.
+_CLOSE_SECONDS = 10.0
 
 # AdamW as PyTorch has it, and so the local trainer: services have other defaults.
 _BETAS, _EPSILON = (0.9, 0.999), 1e-8
@@ -96,15 +100,20 @@ class TrainingRun:
 
     def __init__(self, service: Any, client: Any, timeout: float) -> None:
         self._service, self._timeout = service, timeout
-        self._client = self._settled(client, "make the adapter")
         self._base: Any = None
+        try:
+            self._client = self._settled(client, "make the adapter")
+        except BaseException:
+            self.close("errored")
+            raise
 
     @classmethod
     def new(cls, factory: ServiceFactory, model: str, *, rank: int, seed: int, timeout: float) -> TrainingRun:
         """A new adapter on a base model."""
         with _Explained("open a session"):
             service = factory()
-            client = service.create_lora_training_client(base_model=model, rank=rank, seed=seed)
+            with _closed_on_error(service):
+                client = service.create_lora_training_client(base_model=model, rank=rank, seed=seed)
         return cls(service, client, timeout)
 
     @classmethod
@@ -112,8 +121,17 @@ class TrainingRun:
         """An adapter as it was when its state was saved, its optimiser's moments included."""
         with _Explained("open a session"):
             service = factory()
-            client = service.create_training_client_from_state_with_optimizer(state)
+            with _closed_on_error(service):
+                client = service.create_training_client_from_state_with_optimizer(state)
         return cls(service, client, timeout)
+
+    def close(self, status: str = "success") -> None:
+        """End the session, its heartbeats and its connections; saved states stay.
+
+        Args:
+            status: "success" or "errored", as the service shows the session's end.
+        """
+        _close(self._service, status)
 
     def tokenizer(self) -> Any:
         """The base model's tokenizer, from the Hugging Face hub."""
@@ -219,7 +237,11 @@ class TrainingRun:
         if not hasattr(value, "result"):
             return value
         with _Explained(what, self._timeout):
-            return value.result(self._timeout)
+            try:
+                return value.result(self._timeout)
+            except TimeoutError:
+                _standard(value).cancel()  # or the client would ask for it until the process ends
+                raise
 
 
 def reason_of(error: BaseException) -> str:
@@ -253,6 +275,36 @@ class _Explained:
                 f"the tinker service could not {self._what} ({reason_of(error)}); check its address, its key and "
                 "its status, then resume"
             ) from error
+
+
+@contextmanager
+def _closed_on_error(service: Any) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        _close(service, "errored")
+        raise
+
+
+def _close(service: Any, status: str) -> None:
+    """Close a client of the service, if it is one that can be closed.
+
+    Errors are dropped: the client releases its own resources all the same, and a service
+    ends a session by itself when the heartbeats stop.
+    """
+    close = getattr(service, "close", None)
+    if close is None:
+        return
+    with suppress(Exception):
+        closed = close(status)
+        if not hasattr(closed, "result"):
+            return
+        future = _standard(closed)
+        try:
+            future.result(_CLOSE_SECONDS)
+        finally:
+            # The client stops asking, and goes on to release what it holds.
+            future.cancel()
 
 
 def _standard(future: Any) -> Future[Any]:

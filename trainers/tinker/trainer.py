@@ -33,6 +33,8 @@ class TinkerTrainer(WeightTrainer):
     """Trains a LoRA adapter at Thinking Machines' Tinker, or at a service shaped like it.
 
     Nothing is asked of the service until the first step, checkpoint or endpoint needs it.
+    `fit` and `tt.train` end the session when they are done; whoever calls `step` alone
+    closes the trainer, or writes `with trainer:` around the steps.
 
     Args:
         model: the base model, as the service calls it.
@@ -80,6 +82,7 @@ class TinkerTrainer(WeightTrainer):
         self._training_run: TrainingRun | None = None
         self._engine: TinkerEngine | None = None
         self._is_halfway = False
+        self._is_closed = False
         self._warned = False
 
     @property
@@ -112,6 +115,18 @@ class TinkerTrainer(WeightTrainer):
         self._engine = TinkerEngine(self._run().sampler(), self.tokenizer, version=version, journal=env.journal)
         prompts = Prompts(self.tokenizer, context=self.settings.context_length, vocabulary=len(self.tokenizer))
         return Facade(self._engine, prompts, name="policy", models=env.plan.models, forward=env.plan.upstream)
+
+    def close(self) -> None:
+        """Stop serving the policy, and end the session at the service; saved states stay there.
+
+        A trainer that has learned does nothing more afterwards until a checkpoint is loaded.
+        """
+        super().close()
+        self._engine = None
+        if self._training_run is not None:
+            self._training_run.close("errored" if self._is_halfway else "success")
+            self._training_run = None
+            self._is_closed = self.steps_done > 0 or self._is_halfway
 
     def step(self, batch: GroupBatch) -> StepReport:
         """Learn from a batch of groups: one update over all of it.
@@ -189,14 +204,19 @@ class TinkerTrainer(WeightTrainer):
                 raise CheckpointError(
                     f"{folder} was written with {name}={old}, not {new}; give the trainer its setting"
                 )
+        resumed: TrainingRun | None = None
         try:
             resumed = TrainingRun.resumed(self._factory, state, timeout=self._timeout)
             sampler = None if self._engine is None else resumed.sampler()
         except TrainerError as error:
+            if resumed is not None:
+                resumed.close("errored")
             raise CheckpointError(f"{state}, which {folder} leads to, could not be loaded: {error}") from error
         if self._engine is not None and sampler is not None:
             self._engine.sampler = sampler
-        self._training_run, self.steps_done, self._is_halfway = resumed, steps_done, False
+        if self._training_run is not None:
+            self._training_run.close()
+        self._training_run, self.steps_done, self._is_halfway, self._is_closed = resumed, steps_done, False, False
 
     def _learn(self, members: Sequence[TrainableMember], skipped: Counter[str], started: float) -> StepReport:
         run, settings = self._run(), self.settings
@@ -266,6 +286,11 @@ class TinkerTrainer(WeightTrainer):
         return self._training_run
 
     def _check_whole(self) -> None:
+        if self._is_closed:
+            raise TrainerError(
+                f"this tinker trainer was closed after {self.steps_done} steps, and its session at the service has "
+                "ended; load its last checkpoint, or make a new trainer"
+            )
         if self._is_halfway:
             raise TrainerError(
                 f"step {self.steps_done + 1} ended halfway, and the service's weights may have changed; load the last "

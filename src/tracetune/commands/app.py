@@ -25,11 +25,18 @@ app = typer.Typer(
 StorePath = Annotated[Path, typer.Argument(metavar="STORE", help="The DuckDB file that was recorded into.")]
 
 
-def open_store(path: Path) -> Store:
+Wait = Annotated[
+    float,
+    typer.Option("--wait", min=0, metavar="SECONDS", help="How long to wait for another process that holds the store."),
+]
+WAIT_SECONDS = 10.0
+
+
+def open_store(path: Path, wait: float = WAIT_SECONDS) -> Store:
     """A store to look into."""
     from tracetune.grouping import Store
 
-    return Store(path, read_only=True)
+    return Store(path, wait=wait, read_only=True)
 
 
 def say(words: str) -> None:

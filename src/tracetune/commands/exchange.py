@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tracetune.commands.app import StorePath, app, open_store, say
+from tracetune.commands.app import WAIT_SECONDS, StorePath, Wait, app, open_store, say
 from tracetune.errors import InvalidInput, MissingDependency
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
     from tracetune.adapters.otlp import Sender
+    from tracetune.grouping import Store
 
 NewStorePath = Annotated[Path, typer.Argument(metavar="STORE", help="The DuckDB file; it is made where it is missing.")]
 # Taken into the store before more is read, so that the spool does not grow as large as the files.
@@ -36,6 +37,7 @@ def serve(
         str | None,
         typer.Option(envvar="TRACETUNE_TOKEN", help="What senders must show; needed if others can reach it."),
     ] = None,
+    wait: Wait = WAIT_SECONDS,
 ) -> None:
     """Receive spans and log records from OpenTelemetry exporters and Collectors.
 
@@ -45,7 +47,7 @@ def serve(
         from tracetune.adapters.otlp import Receiver
     from tracetune.grouping import Store
 
-    Store(store)  # what is wrong with it is said now, not when it is first looked into
+    Store(store, wait=wait)  # what is wrong with it is said now, not when it is first looked into
     is_over = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: is_over.set())
@@ -71,6 +73,7 @@ def import_files(
         typer.Option(metavar="NAME=COLUMN", help="For rows: the column that holds it; may be given often."),
     ] = None,
     reward: Annotated[str, typer.Option(metavar="NAME", help="The score that is the reward.")] = "reward",
+    wait: Wait = WAIT_SECONDS,
 ) -> None:
     """Import traces and logs from files, gzip and Zstandard unpacked.
 
@@ -84,7 +87,7 @@ def import_files(
         if file != Path("-") and (file.is_dir() or not file.exists()):
             raise InvalidInput(f"there is no file {file}; nothing was imported")
     options = FormatOptions(columns=_columns(column or [], file_format), reward=reward)
-    importing = Import(store, format_named(file_format), options, run=run, spooled_bytes=_SPOOLED_BYTES)
+    importing = Import(store, format_named(file_format), options, run=run, wait=wait, spooled_bytes=_SPOOLED_BYTES)
     with _progress() as progress:
         task = progress.add_task("importing", total=None)
         for file in files:
@@ -152,6 +155,7 @@ def export(
         list[str] | None,
         typer.Option(metavar="NAME=VALUE", help="A header of each request to the server; may be given often."),
     ] = None,
+    wait: Wait = WAIT_SECONDS,
 ) -> None:
     """Write what was recorded as rows to fine-tune with or as Parquet files, or send it to an OTLP server.
 
@@ -168,25 +172,25 @@ def export(
     if row_format is not None:
         from tracetune.commands.rows import RowSettings, export_rows
 
-        export_rows(open_store(store), RowSettings(row_format, output, above, margin), where)
+        export_rows(open_store(store, wait), RowSettings(row_format, output, above, margin), where)
         return
     if (output, above, margin) != (None, None, None):
         raise InvalidInput("--output, --above and --margin are for rows; name them with --format")
     if parquet is not None:
-        counts = open_store(store).export_parquet(parquet, where)
+        counts = open_store(store, wait).export_parquet(parquet, where)
         say(f"{parquet}: " + ", ".join(f"{count} {view}" for view, count in counts.items()))
     elif otlp is not None:
-        _send(store, otlp, where, header or [])
+        _send(open_store(store, wait), otlp, where, header or [])
 
 
-def _send(store: Path, otlp: str, where: str | None, headers: list[str]) -> None:
+def _send(store: Store, otlp: str, where: str | None, headers: list[str]) -> None:
     with _needs_otlp("export"):
         from tracetune.adapters.otlp import Sender
         from tracetune.adapters.otlp.sender import headers_of
     from tracetune.grouping.export import Export
 
     with Sender(otlp, headers_of(headers)) as sender:
-        leaving = Export(open_store(store), where)
+        leaving = Export(store, where)
         with _progress() as progress:
             task = progress.add_task("spans", total=leaving.n_spans)
             for document in leaving.documents():

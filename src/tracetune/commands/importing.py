@@ -23,6 +23,7 @@ class Import:
         file_format: what the files are.
         options: what the format is told of them.
         run: the run that spans without one are recorded under.
+        wait: seconds to wait for another process that holds the store.
         spooled_bytes: how much is written to the spool before the store takes it in.
 
     Attributes:
@@ -31,9 +32,16 @@ class Import:
     """
 
     def __init__(
-        self, path: Path, file_format: Format, options: FormatOptions, *, run: str | None, spooled_bytes: int
+        self,
+        path: Path,
+        file_format: Format,
+        options: FormatOptions,
+        *,
+        run: str | None,
+        wait: float,
+        spooled_bytes: int,
     ) -> None:
-        self._store = Store(path)
+        self._store = Store(path, wait=wait)
         self._store.ingest()  # what waited there is not counted as imported
         self._format = file_format
         self._options = options

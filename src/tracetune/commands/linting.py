@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tracetune.commands.app import StorePath, app, open_store, say
+from tracetune.commands.app import WAIT_SECONDS, StorePath, Wait, app, open_store, say
 from tracetune.terminal import write_json, write_table
 
 if TYPE_CHECKING:
@@ -21,12 +21,13 @@ def lint(
         str | None, typer.Option(metavar="SQL", help="A condition on the columns of the view calls.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON array, one object a line.")] = False,
+    wait: Wait = WAIT_SECONDS,
 ) -> None:
     """Tell how many calls can be trained on, and what to do about the others.
 
     Calls are grouped as Grouping() does. Findings are no failure: the exit status is 0.
     """
-    report = open_store(store).lint(where=where)
+    report = open_store(store, wait).lint(where=where)
     if as_json:
         rows = report.rows()
         write_json(list(rows[0]) if rows else [], (tuple(row.values()) for row in rows), sys.stdout)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tracetune.commands.app import StorePath, app, open_store, say
+from tracetune.commands.app import WAIT_SECONDS, StorePath, Wait, app, open_store, say
 from tracetune.errors import InvalidInput
-from tracetune.files import make_file
+from tracetune.files import written_whole
 from tracetune.terminal import write_csv, write_json, write_table
 
 if TYPE_CHECKING:
@@ -68,9 +68,9 @@ _GROUP_ORDER = "run, split, step, example_id, module, key, invocation, turn"
 
 
 @app.command(epilog="Example: tracetune show demo.duckdb")
-def show(store: StorePath) -> None:
+def show(store: StorePath, wait: Wait = WAIT_SECONDS) -> None:
     """Give an overview: rollouts, calls, scores, batches."""
-    opened = open_store(store)
+    opened = open_store(store, wait)
     for place, (title, query) in enumerate(_OVERVIEW.items()):
         columns, rows = _rows(opened.sql(query))
         print(title if place == 0 else f"\n{title}")
@@ -87,6 +87,7 @@ def sql(
     max_seconds: Annotated[float, typer.Option(metavar="S", help="How long the query may take.")] = 60,
     max_rows: Annotated[int, typer.Option(metavar="N", help="How many rows the answer may have.")] = 1_000_000,
     max_size: Annotated[str, typer.Option(metavar="SIZE", help="How large the answer may be.")] = "256MB",
+    wait: Wait = WAIT_SECONDS,
 ) -> None:
     """Ask a store a question; nothing in it is changed.
 
@@ -98,7 +99,7 @@ def sql(
     if as_json + as_csv + (parquet is not None) > 1:
         raise InvalidInput("--json, --csv and --parquet are three answers to one question; choose one of them")
     limits = QueryLimits(max_seconds, max_rows, max_size)
-    answer = open_store(store).sql(query, isolated=True, limits=limits)
+    answer = open_store(store, wait).sql(query, isolated=True, limits=limits)
     if parquet is not None:
         _write_parquet(answer, parquet, store)
         return
@@ -111,6 +112,7 @@ def groups(
     store: StorePath,
     where: Annotated[str, typer.Option(metavar="SQL", help="A condition on the columns of the view groups.")] = "true",
     limit: Annotated[int, typer.Option(min=1, help="How many groups to show.")] = 20,
+    wait: Wait = WAIT_SECONDS,
 ) -> None:
     """Show groups and how far their rewards are spread.
 
@@ -122,7 +124,7 @@ def groups(
         SELECT {_GROUP_COLUMNS}, count(*) OVER () AS total FROM groups WHERE ({where}\n)
         ORDER BY {_GROUP_ORDER} LIMIT {limit}
     """  # noqa: S608  a condition in SQL is what is asked for
-    columns, rows = _rows(open_store(store).sql(query, isolated=True))
+    columns, rows = _rows(open_store(store, wait).sql(query, isolated=True))
     total = rows[0][-1] if rows else 0
     write_table(columns[:-1], [row[:-1] for row in rows], sys.stdout)
     if total > len(rows):
@@ -148,8 +150,8 @@ def _write_parquet(answer: Result, file: Path, store: Path) -> None:
     if store_path(file) == store_path(store):
         raise InvalidInput(f"{file} is the store itself; name another file for --parquet")
     try:
-        make_file(file)
-        parquet.write_table(answer.arrow(), file)
+        with written_whole(file) as unfinished, unfinished.open("wb") as content:
+            parquet.write_table(answer.arrow(), content)
     except (OSError, pa.ArrowException) as error:
         raise InvalidInput(f"{file} cannot be written ({error}); name another file for --parquet") from error
     say(f"{len(answer)} rows are in {file}")

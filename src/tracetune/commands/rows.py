@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from tracetune.commands.app import say
 from tracetune.errors import InvalidInput
-from tracetune.files import write_text
+from tracetune.files import written_whole
 from tracetune.rows import Rows, kto_rows, preference_rows, supervised_rows, write_dataset, write_group_table
 from tracetune.tracer import store_path
 from tracetune.types import Grouping
@@ -74,7 +74,8 @@ def _write(batch: GroupBatch, settings: RowSettings) -> None:
     match settings.row_format:
         case "parquet":
             assert settings.output is not None
-            write_group_table(batch, settings.output)
+            with written_whole(settings.output) as unfinished:
+                write_group_table(batch, unfinished)
             say(f"{batch.n_members} rows {of_batch}")
         case "hf":
             assert settings.output is not None
@@ -87,7 +88,8 @@ def _write(batch: GroupBatch, settings: RowSettings) -> None:
             if settings.output is None:
                 _print(rows)
             else:
-                write_text(settings.output, rows.jsonl())
+                with written_whole(settings.output) as unfinished:
+                    unfinished.write_text(rows.jsonl(), encoding="utf-8")
             say(f"{len(rows)} rows {of_batch}")
             _say_counts("left out of the rows", rows.skipped)
 

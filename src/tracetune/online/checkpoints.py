@@ -66,8 +66,8 @@ class Checkpoints:
         place = self.folder / f"step-{state.step:06d}"
         unfinished = self.folder / f"unfinished-{state.step:06d}-{os.getpid()}"
         shutil.rmtree(unfinished, ignore_errors=True)
-        make_folder(unfinished)
         try:
+            make_folder(unfinished)
             state.save(unfinished)
             make_private(unfinished)
             for path in [*unfinished.rglob("*"), unfinished]:
@@ -94,6 +94,7 @@ class Checkpoints:
             return {}
         matches = ((_STEP.fullmatch(path.name), path) for path in self.folder.iterdir())
         return {int(match.group(1)): path for match, path in matches if match}
+
 
 def _to_disk(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
