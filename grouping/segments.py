@@ -20,6 +20,8 @@ from typing import BinaryIO
 
 import orjson
 
+from tracetune.redaction import redacted_json
+
 # Memory that is used anew for every chunk costs more than the reading; but each that is mapped keeps a file open.
 _MAPPED_BYTES = 16 * 1024 * 1024
 _MADV_POPULATE_READ = 22  # the mmap module of Python 3.11 does not name it
@@ -144,7 +146,7 @@ def set_aside(folder: Path, rejected: list[tuple[str, int, bytes, str]]) -> None
         for segment, offset, line, reason in rejected:
             if (segment, offset) in known:
                 continue
-            entry = {"segment": segment, "offset": offset, "reason": reason, "line": line.decode(errors="replace")}
+            entry = {"segment": segment, "offset": offset, "reason": reason, "line": redacted_json(line.decode(errors="replace"))}
             file.write(orjson.dumps(entry) + b"\n")
         file.flush()
         os.fsync(file.fileno())

@@ -7,6 +7,7 @@ import sys
 import warnings
 
 from tracetune.errors import TracetuneWarning
+from tracetune.redaction import redacted_repr
 
 _logger = logging.getLogger("tracetune")
 
@@ -19,7 +20,7 @@ def warn(message: str) -> None:
     try:
         warnings.warn(message, TracetuneWarning, stacklevel=_frames_of_ours())
     except TracetuneWarning:
-        _logger.warning(message)
+        _logger.warning(redacted_repr(message))
 
 
 def _frames_of_ours() -> int:

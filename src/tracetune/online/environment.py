@@ -18,6 +18,7 @@ from tracetune.grouping import Store
 from tracetune.online.checkpoints import Checkpoints
 from tracetune.online.progress import ProgressDisplay
 from tracetune.online.runner import Failures, RolloutRequest, RolloutRunner
+from tracetune.redaction import redacted_repr
 from tracetune.types import (
     Checkpoint,
     Evaluation,
@@ -205,5 +206,5 @@ def _literal(text: str) -> str:
 
 
 def _one_line(error: BaseException | None) -> str:
-    text = " ".join(str(error).split())
+    text = redacted_repr(" ".join(str(error).split()))
     return f"{type(error).__name__}: {text}"[:300]
