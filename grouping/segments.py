@@ -20,7 +20,7 @@ from typing import BinaryIO
 
 import orjson
 
-from tracetune.redaction import redacted_json
+from tracetune.redaction import redacted_json, redacted_text
 
 # Memory that is used anew for every chunk costs more than the reading; but each that is mapped keeps a file open.
 _MAPPED_BYTES = 16 * 1024 * 1024
@@ -146,7 +146,8 @@ def set_aside(folder: Path, rejected: list[tuple[str, int, bytes, str]]) -> None
         for segment, offset, line, reason in rejected:
             if (segment, offset) in known:
                 continue
-            entry = {"segment": segment, "offset": offset, "reason": reason, "line": redacted_json(line.decode(errors="replace"))}
+            text = redacted_json(line.decode(errors="replace"))
+            entry = {"segment": segment, "offset": offset, "reason": redacted_text(reason), "line": text}
             file.write(orjson.dumps(entry) + b"\n")
         file.flush()
         os.fsync(file.fileno())

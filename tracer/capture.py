@@ -9,6 +9,7 @@ this raise.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -17,7 +18,6 @@ import orjson
 from tracetune import redaction
 from tracetune.redaction import LONGEST_NAME as _LONGEST
 from tracetune.redaction import Redacted
-from tracetune.redaction import ends_secret as _ends_secret
 from tracetune.redaction import is_clean as _is_clean
 from tracetune.tracer import values
 from tracetune.tracer.warn import warn
@@ -156,7 +156,7 @@ def _is_plain(value: object, limit: int, is_message: bool) -> bool:
             if limit < 0:
                 return False
             for name, part in item.items():
-                if type(name) is not str or _ends_secret(name[-_LONGEST:]):
+                if type(name) is not str or len(name) > _LONGEST or not _is_harmless(name):
                     return False
                 limit -= len(name)
                 if type(part) is str and part[:1] not in _JSON_OPENINGS:
@@ -178,6 +178,12 @@ def _is_plain(value: object, limit: int, is_message: bool) -> bool:
         if limit < 0 or seen > _QUICK_LOOK:
             return False
     return True
+
+
+@lru_cache(maxsize=4096)
+def _is_harmless(name: str) -> bool:
+    """Whether a short name is not a secret's, nor a secret itself."""
+    return not redaction.ends_secret(name) and _is_clean(name)
 
 
 def _is_named_secret(mapping: Mapping[Any, Any]) -> bool:

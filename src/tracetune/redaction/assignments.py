@@ -30,19 +30,18 @@ def _candidates(sign: str) -> re.Pattern[str]:
     def behind(gap: str) -> str:
         return rf"(?<={letters}{gap}{sign})(?<=(?:{ends}){gap}{sign})"
 
-    # Between a name and its sign stands nothing, a blank, or a quote that may be escaped.
-    quoted = "|".join(behind(gap) for gap in (r"[\"' ]", r"\\[\"']", r"\\\\\\[\"']", r"[\"'] "))
-    return re.compile(
-        rf"{sign}(?:(?<=[A-Za-z]{sign}){behind('')}|(?<=[\"' ]{sign})(?:{quoted}))", re.IGNORECASE | re.ASCII
-    )
+    # Between a name and its sign stands nothing, a blank, or a quote. Before a quote that is escaped, the name is
+    # asked for later: how often it is escaped is not known.
+    quoted = "|".join([behind(r"[\"' ]"), behind(r"[\"'] "), rf"(?<=\\[\"']{sign})", rf"(?<=\\[\"'] {sign})"])
+    return re.compile(rf"{sign}(?:(?<=[A-Za-z]{sign}){behind('')}|(?<=[\"' ]{sign})(?:{quoted}))", re.IGNORECASE | re.ASCII)
 
 
 AT_COLON, AT_EQUALS = _candidates(":"), _candidates("=")
 
 _LONGEST_BEFORE = 96
-_NAME_BEFORE = re.compile(r"(\\{0,7}[\"']|)((?:[A-Za-z0-9_.-]{1,64} )?[A-Za-z0-9_.-]{1,64})\1 ?$")
+_NAME_BEFORE = re.compile(r"(\\{0,31}[\"']|)((?:[A-Za-z0-9_.-]{1,64} )?[A-Za-z0-9_.-]{1,64})\1 ?$")
 # What a quoted value may be; it may be cut off by the end of the text.
-_QUOTED = re.compile(r"\s{0,8}(?P<quote>\\{0,7}[\"'])(?P<value>[^\"'\\\r\n]{1,4096})(?:(?P=quote)|\Z)")
+_QUOTED = re.compile(r"\s{0,8}(?P<quote>\\{0,31}[\"'])(?P<value>[^\"'\\\r\n]{1,4096})(?:(?P=quote)|\Z)")
 _IN_QUERY = re.compile(r"(?P<value>[^\s&#\"'\\<>{}$\[\]]{1,4096})")
 _OF_HEADER = re.compile(
     r"\s{0,8}(?P<scheme>(?:bearer|basic|token|digest|apikey|negotiate) {1,4})(?P<value>[^\s\"'`\\<>{}$\[\],;]{6,4096})",
@@ -108,7 +107,10 @@ def _value_at(text: str, spot: int) -> re.Match[str] | None:
     before = _NAME_BEFORE.search(text, max(0, spot - _LONGEST_BEFORE), spot)
     if before is None:
         return None
-    name = before[2] if before[1] else _unquoted_name(before[2])
+    name = before[2]
+    if text[before.start(2) - 1 : before.start(2)] == "\\" and name[0] in "nrtbf":
+        name = name[1:]  # the end of an escape sequence
+    name = name if before[1] else _unquoted_name(name)
     sign, place = text[spot], spot + 1
     opening = text[before.end(2) - len(name) - 1 : before.end(2) - len(name)]
     if sign == "=" and opening in ("?", "&") and opening:

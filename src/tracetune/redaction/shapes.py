@@ -120,7 +120,8 @@ OTHER_SHAPES = (
         r"(://[^\s/?#@:\"'\\<>${}\[\]]{0,200}:)[^\s/?#@\"'\\<>${}\[\]]{1,200}(?=@)",
     ),
     OtherShape(
-        "webhooks of Slack and Discord", "https://hooks.slack.com/services/<…>, https://discord.com/api/webhooks/<…>", "/",
+        "webhooks of Slack and Discord",
+        "https://hooks.slack.com/services/<…>, https://discord.com/api/webhooks/<…>", "/",
         r"(/(?:(?<=hooks\.slack\.com/)(?:services|workflows|triggers)|(?<=/api/)webhooks)/)[A-Za-z0-9][\w/-]{15,}",
     ),
 )  # fmt: skip
