@@ -30,14 +30,18 @@ from tracetune.tracer.capture import Capture
 # Pieces that are near to secrets, so that texts made of them meet many rules at once.
 PIECES = st.sampled_from(
     [
-        *(text for text, _ in SHAPED.values()), *HARMLESS, *NAMED, "sk-", "ghp_", "://", "@", ":", "=", '"', "\\", "'", "\n",
-        "Bearer ", "-----BEGIN PRIVATE KEY-----", "{", "}", "[", "]", ",", " ", "a1B2c3d4", "password", "token", "Cookie:",
+        *(text for text, _ in SHAPED.values()), *HARMLESS, *NAMED,
+        "sk-", "ghp_", "://", "@", ":", "=", '"', "\\", "'", "\n", "Bearer ",
+        "-----BEGIN PRIVATE KEY-----", "{", "}", "[", "]", ",", " ", "a1B2c3d4", "password", "token",
+        "Cookie:",
     ]
 )  # fmt: skip
 TEXTS = st.lists(PIECES | st.text(max_size=8), max_size=8).map("".join)
 JSON = st.recursive(
     TEXTS | st.none() | st.booleans() | st.integers(-5, 5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS | st.sampled_from(list(NAMED)), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(TEXTS | st.sampled_from(list(NAMED)), inner, max_size=3)
+    ),
     max_leaves=8,
 )
 
@@ -61,7 +65,8 @@ def test_a_harmless_text_is_kept_byte_for_byte(text: str) -> None:
 def test_a_secret_is_replaced_wherever_it_stands(name: str) -> None:
     """Alone, in a sentence, in JSON in JSON, in what an object or an exception shows."""
     text, secret = SHAPED[name]
-    for said in (text, f"use {text} now", json.dumps({"text": text}), json.dumps(json.dumps({"text": f"line\n{text}"}))):
+    nested = json.dumps(json.dumps({"text": f"line\n{text}"}))
+    for said in (text, f"use {text} now", json.dumps({"text": text}), nested):
         assert secret not in redacted_text(said)
         assert secret not in redacted_json(said)
         assert secret not in redacted_repr(repr(said))
@@ -86,7 +91,11 @@ def test_other_names_are_not(name: str) -> None:
 
 @pytest.mark.parametrize(
     "value",
-    [{"token": None, "cookie": True, "secret": False}, [["password", 1], ["Accept", "text/html"]], {"name": "x", "value": "y"}],
+    [
+        {"token": None, "cookie": True, "secret": False},
+        [["password", 1], ["Accept", "text/html"]],
+        {"name": "x", "value": "y"},
+    ],
 )
 def test_what_says_nothing_is_kept(value: object) -> None:
     """True, false and null are no secrets, and a list of two is not always a header."""
@@ -103,7 +112,7 @@ def test_what_was_gone_over_once_stays_as_it_is(text: str) -> None:
 
 @given(TEXTS)
 def test_a_text_without_a_secret_is_never_changed(text: str) -> None:
-    """What the quick look calls clean is given back as it is, and what it does not is changed or holds a placeholder."""
+    """What the quick look calls clean is given back as it is; all else is changed, or holds a placeholder."""
     assert (redacted_text(text) == text) == is_clean(text) or REDACTED in text
     assert not is_clean(text) or redacted_text(text) is text
 
@@ -129,8 +138,9 @@ def test_json_stays_json(value: object) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["sk-" * 200_000, "password=" * 100_000, "://a:" * 150_000, "-----BEGIN PRIVATE KEY-----" * 30_000, "\\" * 500_000 + '":',
-     "eyJ" * 200_000, "eyJaaaaa." * 60_000, '"token": ' * 60_000, "Bearer " * 90_000, "=" * 500_000, "a_" * 250_000],
+    ["sk-" * 200_000, "password=" * 100_000, "://a:" * 150_000, "-----BEGIN PRIVATE KEY-----" * 30_000,
+     "\\" * 500_000 + '":', "eyJ" * 200_000, "eyJaaaaa." * 60_000, '"token": ' * 60_000,
+     "Bearer " * 90_000, "=" * 500_000, "a_" * 250_000],
     ids=lambda text: text[:12],
 )  # fmt: skip
 def test_no_text_takes_long(text: str) -> None:
@@ -159,7 +169,10 @@ def test_the_documentation_shows_the_tables(repository: Path) -> None:
         for name in SECRET_NAMES
     ]
     shapes = [
-        [shape.service, ", ".join(f"`{beginning}`" for beginning in shape.beginnings) + f" and at least {shape.least} characters"]
+        [
+            shape.service,
+            f"{', '.join(f'`{start}`' for start in shape.beginnings)} and at least {shape.least} characters",
+        ]
         for shape in KEY_SHAPES
     ]
     others = [[shape.what, f"`{shape.example}`"] for shape in OTHER_SHAPES]

@@ -33,7 +33,8 @@ def _candidates(sign: str) -> re.Pattern[str]:
     # Between a name and its sign stands nothing, a blank, or a quote. Before a quote that is escaped, the name is
     # asked for later: how often it is escaped is not known.
     quoted = "|".join([behind(r"[\"' ]"), behind(r"[\"'] "), rf"(?<=\\[\"']{sign})", rf"(?<=\\[\"'] {sign})"])
-    return re.compile(rf"{sign}(?:(?<=[A-Za-z]{sign}){behind('')}|(?<=[\"' ]{sign})(?:{quoted}))", re.IGNORECASE | re.ASCII)
+    pattern = rf"{sign}(?:(?<=[A-Za-z]{sign}){behind('')}|(?<=[\"' ]{sign})(?:{quoted}))"
+    return re.compile(pattern, re.IGNORECASE | re.ASCII)
 
 
 AT_COLON, AT_EQUALS = _candidates(":"), _candidates("=")

@@ -117,7 +117,7 @@ def _redact_any(value: dict[str, Any], name: str, *, names: bool) -> bool:
     for part in _parts(value.get("kvlistValue"), "values"):
         inner = part.get("value")
         if isinstance(inner, dict):
-            changed |= _redact_any(inner, str(part.get("key") or "") if names else "", names=names)
+            changed |= _redact_any(inner, str(part.get("key") or ""), names=names)
     return changed
 
 
