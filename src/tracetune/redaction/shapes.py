@@ -97,10 +97,10 @@ class OtherShape:
 
 OTHER_SHAPES = (
     OtherShape(
-        "AWS key ids", "AKIA<16 capitals and digits>, ASIA<…>", "I",
-        rf"(I(?:(?<={_START}AKI)|(?<={_START}ASI))A)[0-9A-Z]{{16}}(?![0-9A-Za-z])",
+        "AWS key ids, Google keys", "AKIA<16 capitals and digits>, ASIA<…>, AIza<at least 30 characters>", "I",
+        rf"(I(?:(?<={_START}AKI)A(?=[0-9A-Z]{{16}}(?![0-9A-Za-z]))|(?<={_START}ASI)A(?=[0-9A-Z]{{16}}(?![0-9A-Za-z]))|"
+        rf"(?<={_START}AI)za(?=[\w-]{{30}})))[\w-]{{16,}}",
     ),
-    OtherShape("Google keys", "AIza<35 characters>", "z", rf"(z(?<={_START}AIz)a)[\w-]{{30,}}"),
     OtherShape("JSON Web Tokens", "eyJ<…>.<…>.<…>", "J", rf"(J(?<={_START}eyJ))[\w-]{{5,}}\.[\w-]{{5,}}\.[\w-]{{5,}}"),
     OtherShape(
         "SendGrid", "SG.<22 characters>.<43 characters>", "G", rf"(G\.(?<={_START}SG\.))[\w-]{{16,}}\.[\w-]{{16,}}"
