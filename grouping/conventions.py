@@ -253,6 +253,7 @@ TABLE = (
     _stamp("unordered", names.UNORDERED, "whether executions overlapped", values.flag),
     _stamp("late", names.LATE, "whether its rollout was closed before", values.flag),
     _stamp("truncated", names.TRUNCATED, "attributes that were shortened", values.texts),
+    _stamp("redacted", names.REDACTED, "prompts and answers that redaction changed", values.texts),
     _stamp("status", names.STATUS, "ok, error or format_error", values.text),
     Row("lm_parent", "call", (names.LM_PARENT,), "the LM span around it", values.any_text, names.LM_PARENT),
     Row("kind", "call", (names.CALL_KIND,), "call or score", values.any_text, names.CALL_KIND),

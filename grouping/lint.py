@@ -64,6 +64,11 @@ FINDINGS: Mapping[str, Finding] = {
         "its text was shortened and its tokens are not known",
         "sample from tracetune's endpoint, which records tokens, or pass shorter texts",
     ),
+    "redacted": Finding(
+        "left_out",
+        "its text held a secret that was replaced, and its tokens are not known",
+        "keep secrets out of prompts; or sample from tracetune's endpoint, which records tokens",
+    ),
     "unscored": Finding(
         "left_out", "its rollout has no reward", "call tt.reward in the rollout, or Store.reward later"
     ),
@@ -117,6 +122,11 @@ FINDINGS: Mapping[str, Finding] = {
         "note",
         "its text was shortened, and its tokens are known",
         "nothing, or pass shorter texts to read them",
+    ),
+    "redacted_text": Finding(
+        "note",
+        "its text held a secret that was replaced, and its tokens, which are known, may still hold it",
+        "keep secrets out of prompts; Store.delete takes a rollout out with its tokens",
     ),
     "not_everywhere": Finding(
         "note",

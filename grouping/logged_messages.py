@@ -35,6 +35,7 @@ _TOLD = pa.schema(
         ("completion", TEXT),
         ("finish_reason", TEXT),
         ("is_cut", FLAG),
+        ("is_redacted", FLAG),
         ("prompt_id", TEXT),
     ]
 )
@@ -63,7 +64,9 @@ def join_logged_messages(connection: duckdb.DuckDBPyConnection) -> None:
 
 def _told(request: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
     """What a call's records say, a row for each choice."""
-    reading = read_events([_event(record) for record in request["records"]])
+    events = [_event(record) for record in request["records"]]
+    is_redacted = any(names.REDACTED in said for _, said in events)
+    reading = read_events(events)
     prompt_id = example_id_of(reading.messages) if request["is_root"] else None
     for choice, (completion, finish_reason) in enumerate(reading.choices):
         yield {
@@ -74,6 +77,7 @@ def _told(request: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
             "completion": completion,
             "finish_reason": finish_reason,
             "is_cut": names.TRUNCATED in reading.said,
+            "is_redacted": is_redacted,
             "prompt_id": prompt_id,
         }
 

@@ -7,6 +7,7 @@ prompt of a group, the sampling of a run) are parsed once.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from itertools import repeat
 from typing import Any
 
 import orjson
@@ -42,6 +43,8 @@ def members_of(rows: pa.Table) -> list[Member]:
             map(bool, column["on_policy"].to_pylist()),
             column["trajectory"].to_pylist(),
             map(teacher_of, column["policy_version"].to_pylist()),
+            repeat(()),
+            map(bool, column["redacted"].to_pylist()),
         )
     return members
 

@@ -164,7 +164,8 @@ def _decode_span(
     policy_version, module, key = take(names.POLICY_VERSION, None), take(names.MODULE, None), take(names.KEY, None)
     execution = take(names.EXECUTION, None)
     invocation, turn = take(names.INVOCATION, None), take(names.TURN, None)
-    unordered, late, truncated = take(names.UNORDERED, None), take(names.LATE, None), take(names.TRUNCATED, None)
+    unordered, late = take(names.UNORDERED, None), take(names.LATE, None)
+    truncated, redacted = take(names.TRUNCATED, None), take(names.REDACTED, None)
     status = take(names.STATUS, None) or ("error" if failed else "ok")
     request_model, response_model = take(names.REQUEST_MODEL, None), take(names.RESPONSE_MODEL, None)
     response_id, provider = take(names.RESPONSE_ID, None), take(names.PROVIDER, None)
@@ -214,6 +215,7 @@ def _decode_span(
                     output_tokens if choice == 0 else None,
                     bool(unordered),
                     bool(truncated),
+                    bool(redacted),
                     bool(late),
                 )
             )
@@ -251,6 +253,7 @@ def _decode_span(
             unordered,
             late,
             truncated,
+            redacted,
             recorded_input,
             recorded_output,
             operation,

@@ -19,6 +19,7 @@ from opentelemetry.trace import SpanContext
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
 from tracetune.errors import InvalidInput
+from tracetune.redaction import redacted_value
 from tracetune.tracer import encoding, names, sources
 from tracetune.tracer.messages import to_genai
 from tracetune.tracer.spool import Spool
@@ -172,7 +173,7 @@ class _Writer:
         """Write it."""
         row = self._row
         start = row.model_dump(include={"run", "split", "step", "index", "program", "example_id", "policy_version"})
-        self._record(names.RECORD_ROLLOUT, {"rollout_id": row.id, **start, "input": row.input})
+        self._record(names.RECORD_ROLLOUT, {"rollout_id": row.id, **start, "input": redacted_value(row.input)})
         program_id, started_at = sources.span_id(), self._tick()
         executions: dict[tuple[str, str, str, int], int] = {}
         for request in requests:
@@ -185,7 +186,8 @@ class _Writer:
             return  # which is what the lack of an end says
         stamps = {names.KIND: "program", names.INPUT: _json(row.input), names.OUTPUT: _json(row.output)}
         self._span(row.program, program_id, None, started_at, self._tick(), stamps, row.status, row.error_type)
-        closed = {"rollout_id": row.id, "status": row.status, "error_type": row.error_type, "output": row.output}
+        output = redacted_value(row.output)
+        closed = {"rollout_id": row.id, "status": row.status, "error_type": row.error_type, "output": output}
         self._record(names.RECORD_ROLLOUT_CLOSED, closed)
         if row.reward is not None:
             self._score(row.reward, None)

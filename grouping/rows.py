@@ -48,6 +48,7 @@ SPANS = pa.schema(
         ("unordered", FLAG),
         ("late", FLAG),
         ("truncated", TEXTS),
+        ("redacted", TEXTS),
         ("input", TEXT),
         ("output", TEXT),
         ("operation", TEXT),
@@ -84,6 +85,7 @@ SPAN_ATTRIBUTES = {
     "unordered": names.UNORDERED,
     "late": names.LATE,
     "truncated": names.TRUNCATED,
+    "redacted": names.REDACTED,
     "input": names.INPUT,
     "output": names.OUTPUT,
     "operation": names.OPERATION,
@@ -131,6 +133,7 @@ CALLS = pa.schema(
         ("output_tokens", WHOLE),
         ("unordered", FLAG),
         ("truncated", FLAG),
+        ("redacted", FLAG),
         ("late", FLAG),
     ]
 )
@@ -208,6 +211,7 @@ RECORDS = {
             Column("completion_token_ids", TOKENS),
             Column("completion_logprobs", pa.list_(REAL)),
             Column("text"),
+            Column("redacted", FLAG),
             Column("finish_reason"),
             Column("sampling", json=True),
             Column("started_at", TIME),

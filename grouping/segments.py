@@ -32,6 +32,7 @@ from typing import BinaryIO
 import orjson
 
 from tracetune.files import make_file, mode_inside
+from tracetune.redaction import redacted_json, redacted_text
 from tracetune.tracer.open_segment import CLOSED_SUFFIX, OPEN_SUFFIX, QUIET_SECONDS
 from tracetune.tracer.processes import Process
 
@@ -237,7 +238,8 @@ def set_aside(folder: Path, rejected: list[tuple[str, int, bytes, str]]) -> None
         for segment, offset, line, reason in rejected:
             if (segment, offset) in known:
                 continue
-            entry = {"segment": segment, "offset": offset, "reason": reason, "line": line.decode(errors="replace")}
+            text = redacted_json(line.decode(errors="replace"))
+            entry = {"segment": segment, "offset": offset, "reason": redacted_text(reason), "line": text}
             file.write(orjson.dumps(entry) + b"\n")
         file.flush()
         os.fsync(file.fileno())

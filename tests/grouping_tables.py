@@ -26,7 +26,8 @@ CALL_COLUMNS = {
     "model": "VARCHAR", "policy_version": "VARCHAR", "response_id": "VARCHAR", "messages": "VARCHAR",
     "completion": "VARCHAR", "finish_reason": "VARCHAR", "sampling": "VARCHAR", "prompt_token_ids": "INTEGER[]",
     "completion_token_ids": "INTEGER[]", "completion_logprobs": "DOUBLE[]", "exact": "BOOLEAN", "on_policy": "BOOLEAN",
-    "cached": "BOOLEAN", "unordered": "BOOLEAN", "truncated": "BOOLEAN", "late": "BOOLEAN", "reward": "DOUBLE",
+    "cached": "BOOLEAN", "unordered": "BOOLEAN", "truncated": "BOOLEAN", "redacted": "BOOLEAN", "late": "BOOLEAN",
+    "reward": "DOUBLE",
 }  # fmt: skip
 SCORE_COLUMNS = {
     "record_id": "VARCHAR", "recorded_at": "TIMESTAMP_NS", "rollout_id": "VARCHAR", "call_id": "VARCHAR",
@@ -41,7 +42,8 @@ _ROLLOUT = {
 _CALL = {
     "key": "", "turn": 0, "choice": 0, "kind": "call",
     "duration_ms": 1.0, "status": "ok", "messages": '[{"role": "user", "content": "go"}]', "completion": "done",
-    "exact": False, "on_policy": False, "cached": False, "unordered": False, "truncated": False, "late": False,
+    "exact": False, "on_policy": False, "cached": False, "unordered": False, "truncated": False, "redacted": False,
+    "late": False,
 }  # fmt: skip
 
 

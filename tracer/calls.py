@@ -19,7 +19,6 @@ from opentelemetry.context import Context
 from opentelemetry.trace import SpanKind
 
 from tracetune.tracer import foreign, names, session, sources
-from tracetune.tracer.capture import MESSAGES_LIMIT
 from tracetune.tracer.interrupts import is_interrupt
 from tracetune.tracer.messages import to_genai
 from tracetune.tracer.outcomes import FAILED, message_of, record_failure, status_of
@@ -91,6 +90,7 @@ class LMCall:
         self._open = open_call
         self._messages: list[dict[str, Any]] = []
         self._shortened: list[str] = []
+        self._redacted: list[str] = []
         self._has_ended = False
         self._generation = sources.generation
         _open.add(weakref.ref(self, _open.discard))
@@ -293,6 +293,8 @@ class LMCall:
             record_failure(span, error, attributes, self._recorder.capture)
         if self._shortened:
             attributes[names.TRUNCATED] = self._shortened
+        if self._redacted:
+            attributes[names.REDACTED] = self._redacted
         if scope.execution is not None and scope.execution.is_unordered:
             attributes[names.UNORDERED] = True
         if scope.rollout is not None and scope.rollout.is_late(scope.call_kind):
@@ -321,10 +323,12 @@ class LMCall:
         _complain(self._recorder, error)
 
     def _capture(self, span: RecordedSpan, attribute: str, messages: list[dict[str, Any]]) -> None:
-        text, is_shortened = self._recorder.capture.json(messages, MESSAGES_LIMIT, is_verbatim=True)
-        if is_shortened:
+        kept = self._recorder.capture.messages(messages)
+        if kept.is_cut:
             self._shortened.append(attribute)
-        span.set_attribute(attribute, text)
+        if kept.is_redacted:
+            self._redacted.append(attribute)
+        span.set_attribute(attribute, kept.text)
 
     def _calls(
         self, rollout_id: str, response_id: str | None, choices: Sequence[Choice], status: str

@@ -9,15 +9,18 @@ this raise.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
-from tracetune.tracer import redaction, values
+from tracetune import redaction
+from tracetune.redaction import LONGEST_NAME as _LONGEST
+from tracetune.redaction import Redacted
+from tracetune.redaction import is_clean as _is_clean
+from tracetune.tracer import values
 from tracetune.tracer.interrupts import is_interrupt
-from tracetune.tracer.redaction import LONGEST_NAME as _LONGEST
-from tracetune.tracer.redaction import ends_secret as _ends_secret
 from tracetune.tracer.warn import warn
 
 VALUE_LIMIT = 64 * 1024
@@ -31,6 +34,19 @@ _MARGIN = 4096
 _QUICK_LOOK = 4096
 
 Redact = Callable[[str], str]
+
+
+class Kept(NamedTuple):
+    """What is kept of a text.
+
+    Attributes:
+        is_cut: it is less than all.
+        is_redacted: it was changed, by our rules or by the hook.
+    """
+
+    text: str
+    is_cut: bool
+    is_redacted: bool
 
 
 class Capture:
@@ -49,38 +65,68 @@ class Capture:
         self._redact = redact
         self._has_warned = False
 
-    def json(self, value: object, limit: int = VALUE_LIMIT, *, is_verbatim: bool = False) -> tuple[str, bool]:
+    def json(self, value: object, limit: int = VALUE_LIMIT) -> tuple[str, bool]:
         """The value as JSON text, and whether it was shortened to about `limit` bytes.
 
         Args:
             value: anything.
             limit: in bytes of JSON.
-            is_verbatim: texts are kept to the letter, also those that are JSON with
-                secrets in it: messages, which are what is learned from.
         """
+        kept = self._at_once(value, limit, is_message=False)
+        if kept is not None:
+            return kept, False
+        text, is_shortened, _ = self._copied(value, limit, is_message=False)
+        return text, is_shortened
+
+    def messages(self, messages: object) -> Kept:
+        """A prompt or an answer as JSON text: what is learned from, so whoever records it must say that it was changed.
+
+        Of texts in it that are JSON documents only what looks like a secret is replaced, not all that has a name.
+        """
+        kept = self._at_once(messages, MESSAGES_LIMIT, is_message=True)
+        return self._copied(messages, MESSAGES_LIMIT, is_message=True) if kept is None else Kept(kept, False, False)
+
+    def _at_once(self, value: object, limit: int, *, is_message: bool) -> str | None:
+        """The value as JSON, where it is as plain as most are."""
         text = b""
         try:
-            if self._redact is None and _is_plain(value, limit, is_verbatim):
+            if self._redact is None and _is_plain(value, limit, is_message):
                 text = orjson.dumps(value)
         except BaseException as error:  # half a surrogate pair, a number beyond 64 bits, a type that is not hashable
             if is_interrupt(error):
                 raise
-        if 0 < len(text) <= limit:
-            return text.decode(), False
-        copy = _PlainCopy(limit, self.cut, is_verbatim)
-        return orjson.dumps(copy.of(value)).decode(), copy.is_shortened
+        return Redacted(text, "utf-8") if 0 < len(text) <= limit else None
+
+    def _copied(self, value: object, limit: int, *, is_message: bool) -> Kept:
+        copy = _PlainCopy(limit, self, is_message)
+        return Kept(Redacted(orjson.dumps(copy.of(value)), "utf-8"), copy.is_shortened, copy.is_redacted)
 
     def text(self, text: str, limit: int = MESSAGES_LIMIT) -> str:
-        """One text, as UTF-8 can express it and as the redaction hook wants it, cut to `limit` characters."""
-        seen, is_cut = self.cut(text, limit)
-        return seen + "…" if is_cut else seen
+        """One text, without secrets, as UTF-8 can express it and as the redaction hook wants it, cut to `limit`."""
+        kept = self.cut(text, limit)
+        return Redacted(kept.text + "…" if kept.is_cut else kept.text)
 
-    def cut(self, text: str, limit: int) -> tuple[str, bool]:
-        """What `text` keeps, and whether it is less than all."""
-        seen = values.speakable(text[:MESSAGES_LIMIT])
+    def exception_text(self, text: str, limit: int = VALUE_LIMIT) -> str:
+        """What an exception says of itself: it may show values, or echo a key that a server was sent."""
+        kept = self.cut(text, limit, redacted=redaction.redacted_repr)
+        return Redacted(kept.text + "…" if kept.is_cut else kept.text)
+
+    def cut(self, text: str, limit: int, redacted: Redact = redaction.redacted_text) -> Kept:
+        """What a text keeps.
+
+        Args:
+            text: as it is.
+            limit: in characters.
+            redacted: gives it without its secrets.
+        """
+        # With a hook, as much of it as the hook is promised; else no more than can be kept, and what may be a secret
+        # that goes on beyond.
+        room = MESSAGES_LIMIT if self._redact is not None else min(limit, MESSAGES_LIMIT)
+        seen = values.speakable(text[: room + _MARGIN])
+        clean = redacted(seen)
         if self._redact is not None:
-            seen = self._redacted(seen)
-        return seen[:limit], len(seen) > limit or len(text) > MESSAGES_LIMIT
+            clean = self._redacted(clean)
+        return Kept(clean[:limit], len(clean) > limit or len(text) > room + _MARGIN, clean != seen)
 
     def _redacted(self, text: str) -> str:
         assert self._redact is not None  # the caller looked
@@ -95,32 +141,39 @@ class Capture:
             return redaction.REDACTED
 
 
-def _is_plain(value: object, limit: int, is_verbatim: bool) -> bool:
-    """Whether a value is small, JSON through and through, and names no secret: a quick look that may say no."""
+def _is_plain(value: object, limit: int, is_message: bool) -> bool:
+    """Whether a value is small, JSON through and through, and holds no secret: a quick look that may say no."""
     if type(value) is str and value[:1] not in _JSON_OPENINGS:
-        return len(value) <= limit
+        return len(value) <= limit and _is_clean(value)
     waiting: list[Any] = [value]
     for seen, item in enumerate(waiting):  # which grows meanwhile
         kind = type(item)
         if kind is str:
             limit -= len(item)
-            if item[:1] in _JSON_OPENINGS and not is_verbatim and redaction.may_name_secret(item):
+            if limit < 0 or not _is_clean(item):
+                return False
+            if item[:1] in _JSON_OPENINGS and not is_message and redaction.may_name_secret(item):
                 return False
         elif kind is dict:
             limit -= 4 * len(item)
             if limit < 0:
                 return False
             for name, part in item.items():
-                if type(name) is not str or _ends_secret(name[-_LONGEST:]):
+                if type(name) is not str or len(name) > _LONGEST or not _is_harmless(name):
                     return False
                 limit -= len(name)
                 if type(part) is str and part[:1] not in _JSON_OPENINGS:
                     limit -= len(part)
+                    if limit < 0 or not _is_clean(part):
+                        return False
                 else:
                     waiting.append(part)
+            if "value" in item and _is_named_secret(item):
+                return False
         elif kind is list or kind is tuple:
             limit -= 2 * len(item)
-            if limit < 0:
+            # A list of two may be the name of a header and its value.
+            if limit < 0 or (len(item) == 2 and redaction.secret_pair(item)):
                 return False
             waiting += item
         elif kind not in _SCALARS:
@@ -130,7 +183,20 @@ def _is_plain(value: object, limit: int, is_verbatim: bool) -> bool:
     return True
 
 
-_JSON_OPENINGS = frozenset("{[")
+@lru_cache(maxsize=4096)
+def _is_harmless(name: str) -> bool:
+    """Whether a short name is not a secret's, nor a secret itself."""
+    return not redaction.ends_secret(name) and _is_clean(name)
+
+
+def _is_named_secret(mapping: Mapping[Any, Any]) -> bool:
+    """Whether a mapping has the name of a secret beside a `value`, as some lists of headers do."""
+    name = mapping.get("name", mapping.get("key"))
+    return isinstance(name, str) and redaction.is_secret(name)
+
+
+# A blank may stand before a document.
+_JSON_OPENINGS = frozenset("{[ \t\r\n")
 _SCALARS = frozenset((int, float, bool, type(None)))
 _PLAIN_ITEMS = frozenset((list, tuple, type({}.items())))
 
@@ -138,11 +204,12 @@ _PLAIN_ITEMS = frozenset((list, tuple, type({}.items())))
 class _PlainCopy:
     """Copies values into what JSON knows, until a budget of bytes is spent."""
 
-    def __init__(self, limit: int, cut: Callable[[str, int], tuple[str, bool]], is_verbatim: bool) -> None:
+    def __init__(self, limit: int, capture: Capture, is_message: bool) -> None:
         self.is_shortened = False
+        self.is_redacted = False
         self._left = limit
-        self._cut = cut
-        self._is_verbatim = is_verbatim
+        self._cut = capture.cut
+        self._is_message = is_message
         self._open: set[int] = set()
 
     def of(self, value: Any, depth: int = 0) -> Any:
@@ -173,7 +240,7 @@ class _PlainCopy:
             return self._parts(value, value, depth)
         known = values.simplified(value)
         if isinstance(known, values.Shown):
-            return self._bounded(redaction.redacted_repr(known.text[:MESSAGES_LIMIT]), is_repr=True)
+            return self._bounded(known.text, redaction.redacted_repr)
         if type(known) in (values.Named, values.Items):
             return self._parts(value, known.content, depth)
         return self._of(known, depth)
@@ -190,15 +257,18 @@ class _PlainCopy:
 
     def _named(self, mapping: Mapping[Any, Any], depth: int) -> dict[str, Any]:
         plain: dict[str, Any] = {}
+        is_named = type(mapping) is dict and "value" in mapping and _is_named_secret(mapping)
         for key, item in self._affordable(mapping.items()):
             if self._left <= 0:
                 self.is_shortened = True
                 break
             self._left -= 5
             text = values.key_text(key)
-            name = self._bounded(text, is_repr=True)
-            is_secret = redaction.is_secret(name) or redaction.is_secret(text)
-            plain[name] = self._bounded(redaction.REDACTED) if is_secret else self.of(item, depth + 1)
+            name = self._bounded(text)
+            if name != text and name in plain:  # two names that held a secret, or began alike
+                name = f"{name} {len(plain)}"
+            is_secret = redaction.is_secret(name) or redaction.is_secret(text) or (is_named and name == "value")
+            plain[name] = self._hidden() if is_secret and redaction.may_be_secret(item) else self.of(item, depth + 1)
         return plain
 
     def _items(self, items: Iterable[Any], depth: int) -> list[Any]:
@@ -208,8 +278,16 @@ class _PlainCopy:
                 self.is_shortened = True
                 break
             self._left -= 1
-            plain.append(self.of(item, depth + 1))
+            if redaction.secret_pair(item):
+                plain.append([self.of(item[0], depth + 1), self._hidden()])
+            else:
+                plain.append(self.of(item, depth + 1))
         return plain
+
+    def _hidden(self) -> str:
+        self.is_redacted = True
+        self._left -= len(redaction.REDACTED)
+        return redaction.REDACTED
 
     def _affordable(self, items: Iterable[Any]) -> Iterable[Any]:
         """As many items as the budget can pay for, and one more."""
@@ -217,11 +295,13 @@ class _PlainCopy:
         # Those of a plain value are taken at once, since another thread may change it; those of others may be lazy.
         return list(some) if type(items) in _PLAIN_ITEMS else some
 
-    def _bounded(self, text: str, *, is_repr: bool = False) -> str:
+    def _bounded(self, text: str, redacted: Redact | None = None) -> str:
         left = max(self._left, 0)
-        if not self._is_verbatim and not is_repr and redaction.is_json(text):
-            text = redaction.redacted_json(text[: left + _MARGIN])
-        kept, is_cut = self._cut(text, left)
+        if redacted is None:
+            is_document = not self._is_message and redaction.is_json(text)
+            redacted = redaction.redacted_json if is_document else redaction.redacted_text
+        kept, is_cut, is_redacted = self._cut(text, left, redacted)
+        self.is_redacted = self.is_redacted or is_redacted
         size = len(orjson.dumps(kept)) - 2
         while size > left:  # what is escaped, or not ASCII, is longer than its characters
             kept, is_cut = kept[: len(kept) * left // size], True

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry import context as otel_context
@@ -21,7 +22,8 @@ from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import Event, ReadableSpan, Span, SpanProcessor, TracerProvider
 
-from tracetune.tracer import names, redaction
+from tracetune.redaction import Redacted, holds_message, is_secret, redacted_attribute
+from tracetune.tracer import names
 from tracetune.tracer.capture import MESSAGES_LIMIT, Capture
 from tracetune.tracer.scope import Execution, Scope, add_locator, current_scope, deeper, enclosing_context, with_scope
 
@@ -32,9 +34,6 @@ _LM_OPERATIONS = (None, "chat", "text_completion", "generate_content")
 
 # What a span of these operations is, and the attribute with its name.
 _NODES = {"invoke_agent": ("module", "gen_ai.agent.name"), "execute_tool": ("tool", "gen_ai.tool.name")}
-
-# Attributes whose names have these hold what a model was asked or answered, which is kept to the letter.
-_MESSAGE_WORDS = ("message", "prompt", "completion")
 
 _session: Session | None = None
 _watched: weakref.WeakSet[TracerProvider] = weakref.WeakSet()
@@ -153,13 +152,29 @@ class _Copy(SpanProcessor):
 
 
 def _stamped(span: ReadableSpan, stamps: dict[str, Any], capture: Capture) -> ReadableSpan:
-    events = [Event(event.name, _kept(event.attributes or {}, capture), event.timestamp) for event in span.events]
+    shortened: list[str] = []
+    redacted: list[str] = []
+    attributes = _kept(span.attributes or {}, capture, shortened, redacted)
+    events = []
+    for event in span.events:
+        cut: list[str] = []
+        changed: list[str] = []
+        kept = _kept(event.attributes or {}, capture, cut, changed, in_message=holds_message(event.name))
+        if cut:
+            kept[names.TRUNCATED] = cut
+        if changed:
+            redacted.append(event.name)
+        events.append(Event(event.name, kept, event.timestamp))
+    if shortened:
+        attributes[names.TRUNCATED] = shortened
+    if redacted:
+        attributes[names.REDACTED] = redacted
     return ReadableSpan(
         name=span.name,
         context=span.context,
         parent=span.parent,
         resource=span.resource,
-        attributes={**_kept(span.attributes or {}, capture), **stamps},
+        attributes={**attributes, **stamps},
         events=events,
         links=span.links,
         kind=span.kind,
@@ -170,21 +185,34 @@ def _stamped(span: ReadableSpan, stamps: dict[str, Any], capture: Capture) -> Re
     )
 
 
-def _kept(attributes: Mapping[str, Any], capture: Capture) -> dict[str, Any]:
-    """Attributes as another instrumentation has them, without secrets and not endless."""
+def _kept(
+    attributes: Mapping[str, Any],
+    capture: Capture,
+    shortened: list[str],
+    redacted: list[str],
+    *,
+    in_message: bool = False,
+) -> dict[str, Any]:
+    """Attributes as another instrumentation has them, without secrets and not endless.
+
+    Args:
+        attributes: as they are.
+        capture: cuts them, with the hook.
+        shortened: gets the names of those that were cut.
+        redacted: gets the names of those that hold a prompt or an answer and were changed.
+        in_message: whether all of them do.
+    """
     kept: dict[str, Any] = {}
-    shortened = []
     for name, value in attributes.items():
-        if redaction.is_secret(name):
-            kept[name] = redaction.REDACTED
-        elif isinstance(value, str):
-            is_message = any(word in name for word in _MESSAGE_WORDS)
-            text = value if is_message or not redaction.is_json(value) else redaction.redacted_json(value)
-            kept[name], is_cut = capture.cut(text, MESSAGES_LIMIT)
-            if is_cut:
+        if isinstance(value, str) and not is_secret(name):
+            text = capture.cut(value, MESSAGES_LIMIT, partial(redacted_attribute, name))
+            kept[name] = Redacted(text.text)
+            is_changed = text.is_redacted
+            if text.is_cut:
                 shortened.append(name)
         else:
-            kept[name] = value
-    if shortened:
-        kept[names.TRUNCATED] = shortened
+            kept[name] = redacted_attribute(name, value)
+            is_changed = kept[name] != value
+        if is_changed and (in_message or holds_message(name)) and not is_secret(name):
+            redacted.append(name)
     return kept

@@ -38,6 +38,8 @@ CALL_KIND = "tracetune.call_kind"
 LATE = "tracetune.late"
 # Names of the attributes of this span that were shortened.
 TRUNCATED = "tracetune.truncated"
+# Names of the attributes of this span that hold a prompt or an answer and were changed by redaction.
+REDACTED = "tracetune.redacted"
 # Arguments and result of a decorated function, as JSON.
 INPUT = "tracetune.input"
 OUTPUT = "tracetune.output"

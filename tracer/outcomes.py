@@ -55,11 +55,19 @@ def record_failure(span: Span, error: BaseException, attributes: dict[str, Any],
     attributes[names.STATUS] = status_of(error)
     attributes[names.ERROR_TYPE] = error_type(error)
     span.set_status(FAILED)
-    # The end of a stack trace says most, and so does the beginning of a message, which may quote all that failed.
     event = exception_event(error)
-    event["exception.stacktrace"] = event["exception.stacktrace"][-VALUE_LIMIT:]
-    event = {name: capture.text(text, VALUE_LIMIT) for name, text in event.items()}
-    span.add_event("exception", event, sources.now())
+    kept = {
+        "exception.type": capture.text(event["exception.type"], VALUE_LIMIT),
+        # The beginning of a message says most, which may quote all that failed, and so does the end of a stack trace.
+        "exception.message": capture.exception_text(event["exception.message"]),
+        "exception.stacktrace": _ending(event["exception.stacktrace"], capture),
+    }
+    span.add_event("exception", kept, sources.now())
+
+
+def _ending(stacktrace: str, capture: Capture) -> str:
+    # More than is kept of it is searched: a secret that is cut in two looks like none.
+    return capture.exception_text(stacktrace[-2 * VALUE_LIMIT :], 2 * VALUE_LIMIT)[-VALUE_LIMIT:]
 
 
 def exception_event(error: BaseException) -> dict[str, str]:

@@ -161,7 +161,7 @@ class RolloutHandle:
             "index": self.index,
             "program": self._program,
             "example_id": self.example_id,
-            "input": orjson.Fragment(input_json) if input_json else None,
+            "input": orjson.Fragment(str(input_json)) if input_json else None,
             "policy_version": policy.version if policy is not None else None,
             "pid": os.getpid(),
             "process": str(this_process()),
@@ -212,7 +212,7 @@ class RolloutHandle:
                 return
             self._ended_at = sources.now()
             self.status, self.error_type = status, error_type
-        output = orjson.Fragment(self._output_json) if self._output_json else None
+        output = orjson.Fragment(str(self._output_json)) if self._output_json else None
         self._write(
             names.RECORD_ROLLOUT_CLOSED,
             {"rollout_id": self.id, "status": status, "error_type": error_type, "output": output},

@@ -18,8 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import orjson
 from opentelemetry.sdk.trace import ReadableSpan
 
+from tracetune.redaction import redact_document, redacted_json
 from tracetune.tracer import encoding, names, sources
 from tracetune.tracer.open_segment import QUIET_SECONDS, OpenSegment
 from tracetune.tracer.warn import warn
@@ -114,16 +116,17 @@ class Spool:
         return record_id
 
     def write_document(self, line: bytes, *, spans: int, records: int) -> bool:
-        """Append one OTLP/JSON document of somebody else's, newline included.
+        """Append one OTLP/JSON document of somebody else's, newline included, without the secrets in it.
 
         Args:
-            line: a whole document on one line.
+            line: a whole document on one line; one without secrets is written byte for byte.
             spans: how many spans it holds.
             records: how many log records it holds.
 
         Returns:
             Whether it was written: who sent it may then forget it.
         """
+        line = _without_secrets(line)
         with self._lock:
             return self._append(line, spans, records)
 
@@ -291,6 +294,14 @@ class Spool:
         if self._segment is not None:
             os.close(self._segment.descriptor)
         self._begin()
+
+
+def _without_secrets(line: bytes) -> bytes:
+    try:
+        document = orjson.loads(line)
+    except orjson.JSONDecodeError:  # the store will set it aside, without its secrets
+        return redacted_json(line.decode(errors="replace")).encode(errors="replace")
+    return orjson.dumps(document) + b"\n" if redact_document(document, names.REDACTED) else line
 
 
 def _leave_all_to_parent() -> None:

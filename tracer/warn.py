@@ -7,6 +7,7 @@ import sys
 import warnings
 
 from tracetune.errors import TracetuneWarning
+from tracetune.redaction import redacted_repr
 from tracetune.tracer.interrupts import is_interrupt
 
 _logger = logging.getLogger("tracetune")
@@ -22,7 +23,7 @@ def warn(message: str) -> None:
     except BaseException as error:  # the warning itself, or whatever a program's own `showwarning` raises
         if is_interrupt(error):
             raise
-        _logger.warning(message)
+        _logger.warning(redacted_repr(message))
 
 
 def _frames_of_ours() -> int:

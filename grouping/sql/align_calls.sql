@@ -18,6 +18,7 @@ SELECT
             THEN 'no_completion'
         WHEN NOT exact AND status = 'error' AND completion = '' THEN 'no_completion'
         WHEN NOT exact AND truncated THEN 'truncated'
+        WHEN NOT exact AND redacted THEN 'redacted'
         ELSE earned.reason
     END AS reason
 FROM calls_in_scope AS made

@@ -6,6 +6,7 @@ UPDATE call_rows SET
     completion = told.completion,
     finish_reason = coalesce(call_rows.finish_reason, told.finish_reason),
     truncated = truncated OR is_cut,
+    redacted = redacted OR is_redacted,
     from_records = true,
     prompt_id = told.prompt_id
 FROM logged_messages AS told
@@ -23,7 +24,7 @@ uncounted AS (
 SELECT first.* REPLACE (
            span_id || '.' || told.choice AS call_id, told.choice AS choice,
            told.messages AS messages, told.completion AS completion, told.finish_reason AS finish_reason,
-           truncated OR is_cut AS truncated, true AS from_records, told.prompt_id AS prompt_id,
+           truncated OR is_cut AS truncated, redacted OR is_redacted AS redacted, true AS from_records, told.prompt_id AS prompt_id,
            -- What a request cost stands at its first choice; tokens and rewards are found below.
            NULL::BIGINT AS input_tokens, NULL::BIGINT AS output_tokens,
            NULL::UHUGEINT AS completion_key, false AS exact, false AS on_policy, NULL::DOUBLE AS reward

@@ -49,5 +49,5 @@ DROP TABLE logged_requests;
 
 CREATE OR REPLACE TEMP TABLE logged_messages (
     rollout_id VARCHAR, span_id VARCHAR, choice BIGINT, messages VARCHAR, completion VARCHAR, finish_reason VARCHAR,
-    is_cut BOOLEAN, prompt_id VARCHAR
+    is_cut BOOLEAN, is_redacted BOOLEAN, prompt_id VARCHAR
 );

@@ -4,7 +4,7 @@
 SELECT
     trajectory, call_id, members.rollout_id, members.reward, advantage,
     calls.module, messages, prompt_token_ids, completion_token_ids, completion_logprobs, completion,
-    finish_reason, sampling, policy_version, on_policy
+    finish_reason, sampling, policy_version, on_policy, redacted
 FROM group_keys
 JOIN aligned_members AS members USING (group_no)
 JOIN calls USING (call_id)

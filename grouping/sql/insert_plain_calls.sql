@@ -11,6 +11,7 @@ SELECT span_id || CASE WHEN choice = 0 THEN '' ELSE '.' || choice END AS call_id
        CASE WHEN choice = 0 THEN input_tokens END AS input_tokens,
        CASE WHEN choice = 0 THEN output_tokens END AS output_tokens,
        coalesce(unordered, false) AS unordered, coalesce(len(truncated), 0) > 0 AS truncated,
+       coalesce(len(redacted), 0) > 0 AS redacted,
        coalesce(late, false) AS late
 FROM (
     SELECT *, unnest(range(greatest(len(completions), 1))) AS choice

@@ -5,7 +5,7 @@
 WITH verdicts AS (
     SELECT
         calls.run, calls.module, program, rollout_id, kind, left_out.reason,
-        exact, on_policy, unordered, truncated, finish_reason, rollouts.status,
+        exact, on_policy, unordered, truncated, redacted, finish_reason, rollouts.status,
         calls.policy_version <> rollouts.policy_version AS stale
     FROM calls_in_scope AS calls
     LEFT JOIN left_out_calls AS left_out USING (call_id)
@@ -21,7 +21,8 @@ counted AS (
         count(*) FILTER (reason IS NULL AND status IN ('error', 'timeout')) AS failed,
         count(*) FILTER (reason IS NULL AND stale) AS stale_policy,
         count(*) FILTER (reason IS NULL AND unordered) AS unordered,
-        count(*) FILTER (reason IS NULL AND truncated) AS shortened
+        count(*) FILTER (reason IS NULL AND truncated) AS shortened,
+        count(*) FILTER (reason IS NULL AND redacted) AS redacted_text
     FROM verdicts
     GROUP BY run, module
 ),
@@ -50,6 +51,7 @@ SELECT
     {
         'not_exact': not_exact, 'not_on_policy': not_on_policy, 'cut_at_limit': cut_at_limit, 'unparsed': unparsed,
         'failed': failed, 'stale_policy': stale_policy, 'unordered': unordered, 'shortened': shortened,
+        'redacted_text': redacted_text,
         'not_everywhere': coalesce(not_everywhere, 0)
     } AS notes
 FROM counted

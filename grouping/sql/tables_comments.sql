@@ -24,6 +24,7 @@ COMMENT ON COLUMN spans.recorded_turn IS 'The ordinal of a call within its execu
 COMMENT ON COLUMN spans.unordered IS 'True where the execution overlapped another of its module and key.';
 COMMENT ON COLUMN spans.late IS 'True where it ended after its rollout was closed.';
 COMMENT ON COLUMN spans.truncated IS 'The names of its attributes that were shortened when they were recorded.';
+COMMENT ON COLUMN spans.redacted IS 'The names of its attributes and events with a prompt or an answer that redaction changed.';
 COMMENT ON COLUMN spans.input IS 'The arguments of a decorated function, as JSON.';
 COMMENT ON COLUMN spans.output IS 'What a decorated function gave, as JSON.';
 COMMENT ON COLUMN spans.operation IS 'gen_ai.operation.name: chat, text_completion and so on.';
@@ -77,6 +78,7 @@ COMMENT ON COLUMN call_rows.shadowed IS 'True where a deeper span reports the sa
 COMMENT ON COLUMN call_rows.cached IS 'True where an earlier call had already been given the same response.';
 COMMENT ON COLUMN call_rows.unordered IS 'True where executions of its module overlapped.';
 COMMENT ON COLUMN call_rows.truncated IS 'True where its prompt or completion was shortened when it was recorded.';
+COMMENT ON COLUMN call_rows.redacted IS 'True where redaction changed its prompt or completion.';
 COMMENT ON COLUMN call_rows.late IS 'True where it ended after its rollout was closed.';
 COMMENT ON COLUMN call_rows.from_records IS 'Whether the prompt and the answer came in log records, and not in the span.';
 COMMENT ON COLUMN call_rows.prompt_id IS 'A hash of such a prompt, where the call is the root of its trace: the example that it stands for.';
@@ -144,6 +146,7 @@ COMMENT ON COLUMN completions.prompt_token_ids IS 'The prompt''s tokens.';
 COMMENT ON COLUMN completions.completion_token_ids IS 'Every sampled token, the end token or the one that completed a stop string included.';
 COMMENT ON COLUMN completions.completion_logprobs IS 'One natural logarithm for each completion token, of the distribution it was sampled from.';
 COMMENT ON COLUMN completions.text IS 'The text of the completion, as it was sent.';
+COMMENT ON COLUMN completions.redacted IS 'True where redaction changed its text; its tokens are as they were.';
 COMMENT ON COLUMN completions.finish_reason IS 'stop, length and so on.';
 COMMENT ON COLUMN completions.sampling IS 'How it was sampled, as JSON.';
 COMMENT ON COLUMN completions.exact IS 'Whether both the tokens of the prompt and of the completion are there.';

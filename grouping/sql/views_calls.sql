@@ -11,7 +11,10 @@ SELECT call_rows.call_id, rollout_id, run, split, step, example_id, call_rows.mo
        coalesce(call_rows.finish_reason, completions.finish_reason) AS finish_reason,
        coalesce(completions.sampling, call_rows.sampling) AS sampling,
        input_tokens, output_tokens, prompt_token_ids, completion_token_ids, completion_logprobs,
-       call_rows.exact, call_rows.on_policy, cached, unordered, truncated, late, reward
+       call_rows.exact, call_rows.on_policy, cached, unordered, truncated,
+       coalesce(call_rows.redacted, false)
+           OR (completion IS NULL AND coalesce(completions.redacted, false)) AS redacted,
+       late, reward
 FROM call_rows
 LEFT JOIN completions USING (completion_key)
 WHERE NOT shadowed;

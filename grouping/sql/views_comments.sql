@@ -53,6 +53,7 @@ COMMENT ON COLUMN calls.on_policy IS 'Whether it is exact and was sampled from t
 COMMENT ON COLUMN calls.cached IS 'True where an earlier call had already been given the same response.';
 COMMENT ON COLUMN calls.unordered IS 'True where executions of its module overlapped, so that their order means nothing.';
 COMMENT ON COLUMN calls.truncated IS 'True where its prompt or completion was shortened when it was recorded.';
+COMMENT ON COLUMN calls.redacted IS 'True where redaction changed its prompt or completion; its tokens, where they are known, are as they were.';
 COMMENT ON COLUMN calls.late IS 'True where it ended after its rollout was closed.';
 COMMENT ON COLUMN calls.reward IS 'The latest score named reward of the call itself, else of its rollout.';
 

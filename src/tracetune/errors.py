@@ -8,8 +8,18 @@ program being traced are never wrapped: they reach the caller as they were raise
 from __future__ import annotations
 
 
+def _without_secrets(args: tuple[object, ...]) -> list[object]:
+    # Imported here, so that `import tracetune` does not wait for the patterns.
+    from tracetune.redaction import redacted_repr
+
+    return [redacted_repr(said) if isinstance(said, str) else said for said in args]
+
+
 class TracetuneError(Exception):
-    """The root of the tree."""
+    """The root of the tree; what it says has no secrets in it, although it may quote a value or a service's answer."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*_without_secrets(args))
 
 
 class FormatError(TracetuneError, ValueError):
@@ -120,3 +130,6 @@ class EndpointError(TrainerError):
 
 class TracetuneWarning(UserWarning):
     """Something that was not done as asked; it never stops the program that is being traced or trained."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*_without_secrets(args))

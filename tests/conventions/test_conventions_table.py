@@ -49,6 +49,7 @@ PER_COLUMN = {
     names.UNORDERED: (True, True),
     names.LATE: (True, True),
     names.TRUNCATED: (["x"], ["x"]),
+    names.REDACTED: (["x"], ["x"]),
     names.STATUS: ("format_error", "format_error"),
     names.CALL_KIND: ("score", "score"),
 }

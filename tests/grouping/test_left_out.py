@@ -26,6 +26,7 @@ def three() -> Rows:
         ({"status": "error", "completion": ""}, "no_completion"),
         ({"completion": None}, "no_completion"),
         ({"truncated": True}, "truncated"),
+        ({"redacted": True}, "redacted"),
     ],
 )
 def test_a_call_that_cannot_be_learned_from_is_left_out(columns, reason):
@@ -39,6 +40,7 @@ def test_a_call_that_cannot_be_learned_from_is_left_out(columns, reason):
     "columns",
     [
         {"truncated": True, "exact": True},
+        {"redacted": True, "exact": True},
         {"completion": None, "exact": True},
         {"status": "error", "completion": "not JSON"},
         {"unordered": True},

@@ -48,6 +48,7 @@ LEFT_OUT = {
     "cached": (changed(cached=True), Grouping()),
     "no_completion": (changed(exact=False, completion=None), Grouping()),
     "truncated": (changed(exact=False, truncated=True), Grouping()),
+    "redacted": (changed(exact=False, redacted=True), Grouping()),
     "unscored": (pair(reward=None), Grouping()),
     "missing": (with_silent_third().change("a0", module="plan", invocation=2), Grouping(missing="strict")),
     "ragged": (changed(invocation=1), Grouping(ragged="truncate")),
@@ -83,6 +84,7 @@ def test_every_reason_is_among_those_cases():
         ("stale_policy", pair(policy_version="v1").change("a0", policy_version="v2")),
         ("unordered", changed(unordered=True)),
         ("shortened", changed(truncated=True)),
+        ("redacted_text", changed(redacted=True)),
     ],
 )
 def test_a_note_is_of_calls_that_can_be_trained_on(note, rows):

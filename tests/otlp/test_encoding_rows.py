@@ -56,6 +56,7 @@ COLUMNS = st.fixed_dictionaries(
         names.UNORDERED: st.booleans(),
         names.LATE: st.booleans(),
         names.TRUNCATED: st.lists(TEXTS, max_size=2),
+        names.REDACTED: st.lists(TEXTS, max_size=2),
         names.FINISH_REASONS: st.lists(st.sampled_from(["stop", "length", ""]), max_size=3),
         names.STOP: st.lists(TEXTS, max_size=2),
         names.INPUT_MESSAGES: MESSAGES,

@@ -54,6 +54,7 @@ def test_a_table_holds_all_that_a_trainer_is_given(tmp_path):
         "sampling": '{"constrained":false,"max_tokens":null,'
         '"seed":null,"stop":["\\n"],"temperature":0.5,"top_k":null,"top_p":null}',
         "on_policy": False,
+        "redacted": False,
         "policy_version": "run@0",
         "teacher": "gpt",
         "reward": 1.0,

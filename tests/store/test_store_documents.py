@@ -19,7 +19,7 @@ PUBLIC = {
         "call_id rollout_id run split step example_id module key invocation turn choice kind started_at duration_ms "
         "status model provider policy_version response_id messages completion finish_reason sampling "
         "input_tokens output_tokens prompt_token_ids "
-        "completion_token_ids completion_logprobs exact on_policy cached unordered truncated late reward"
+        "completion_token_ids completion_logprobs exact on_policy cached unordered truncated redacted late reward"
     ),
     "groups": ("group_id run split step example_id module key invocation turn size n_rollouts reward_mean reward_std"),
     "group_members": "group_id slot call_id rollout_id reward advantage",

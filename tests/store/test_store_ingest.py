@@ -93,6 +93,7 @@ def test_a_recorded_call_is_a_row_with_its_exact_tokens(path):
             "cached": False,
             "unordered": False,
             "truncated": False,
+            "redacted": False,
             "late": False,
             "reward": 0.5,
         }

@@ -71,6 +71,7 @@ def test_a_rollout_that_is_added_has_every_field_it_was_given(tmp_path):
         "cached": False,
         "unordered": False,
         "truncated": False,
+        "redacted": False,
         "late": False,
         "provider": None,
         "input_tokens": None,

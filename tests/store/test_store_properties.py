@@ -115,6 +115,7 @@ def spans(draw):
                 "LATE": st.booleans(),
                 "INPUT": st.just('{"a":1}'),
                 "TRUNCATED": st.lists(texts, max_size=2),
+                "REDACTED": st.lists(texts, max_size=2),
                 "FINISH_REASONS": st.lists(st.sampled_from(["stop", ""]), max_size=2),
                 "TEMPERATURE": st.sampled_from([0, 1, 0.5, 1e-7]),
                 "STOP": st.lists(texts, max_size=2),

@@ -17,7 +17,7 @@ from tracetune.grouping import Store
 
 FIRST_SCHEMA = Path(__file__).parent / "first_schema.duckdb.xz"
 # The columns of `calls` that a store of the first schema did not have.
-NEWER = "provider, input_tokens, output_tokens"
+NEWER = "provider, input_tokens, output_tokens, redacted"
 
 
 @pytest.fixture

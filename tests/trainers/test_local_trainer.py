@@ -152,6 +152,7 @@ def test_members_of_a_trajectory_are_one_unit(make_trainer, model, tmp_path):
         ({"completion_ids": []}, "empty_completion"),
         ({"prompt_ids": []}, "empty_prompt"),
         ({"prompt_ids": None}, "no_tokens"),
+        ({"prompt_ids": None, "is_redacted": True}, "redacted"),
         ({"prompt_ids": None, "messages": [{"role": "tool", "content": "w1"}]}, "no_tokens"),
         ({"completion_ids": [8, 40]}, "unknown_token"),
         ({"prompt_ids": [5] * 128}, "too_long"),

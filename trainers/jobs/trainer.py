@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any, ClassVar, Literal, Self
 
 from tracetune.errors import InvalidInput, TrainerError
+from tracetune.redaction import redacted_text
 from tracetune.rows import Rows, preference_rows, supervised_rows
 from tracetune.trainers.base import reaches_endpoint
 from tracetune.trainers.endpoint import ProxyEndpoint
@@ -90,7 +91,8 @@ class JobTrainer(ABC):
         self._job_settings = JobSettings(
             method, {"n_epochs": epochs, **hyperparameters}, suffix, poll_interval, time_limit
         )
-        self._settings = {"model": model, "base_url": upstream.base_url, "method": method}
+        # Kept in checkpoints, so an address goes there without the password that may be in it.
+        self._settings = {"model": model, "base_url": redacted_text(upstream.base_url), "method": method}
         self._state = State(self._settings, model)
         self._endpoint: ProxyEndpoint | None = None
         self._reached = False

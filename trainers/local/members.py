@@ -123,7 +123,7 @@ def _trainable(
         return "no_advantage"
     tokens = tokeniser.tokens_of(member)
     if tokens is None:
-        return "no_tokens"
+        return "redacted" if member.is_redacted else "no_tokens"
     prompt_ids, completion_ids = tuple(map(int, tokens.prompt_ids)), tuple(map(int, tokens.completion_ids))
     if not prompt_ids:
         return "empty_prompt"

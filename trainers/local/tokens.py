@@ -43,6 +43,8 @@ class MemberTokeniser:
         """The member's tokens, or None where nobody can say what they are."""
         if member.prompt_ids is not None and member.completion_ids is not None and self._reads(member):
             return MemberTokens(member.prompt_ids, member.completion_ids, exact=True)
+        if member.is_redacted:  # its text is not what was read or written
+            return None
         tokenizer = self._tokenizer
         if tokenizer is None or not member.messages or not tokenizer.chat_template:
             return None

@@ -11,6 +11,7 @@ from rich.markup import escape
 
 from tracetune.offline.batches import SINGLETONS, StoredGroups
 from tracetune.online.progress import live_bars
+from tracetune.redaction import redacted_text
 from tracetune.types import Evaluation, Likelihood, StepReport
 
 
@@ -67,7 +68,7 @@ class StepDisplay:
 
     def notice(self, text: str) -> None:
         """Show a line of what goes on in a step that takes long."""
-        self._console.print(text, markup=False)
+        self._console.print(redacted_text(text), markup=False)
 
     def measured(self, step: int, likelihood: Likelihood | None, evaluation: Evaluation | None) -> None:
         """Show what was measured between steps."""

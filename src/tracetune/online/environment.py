@@ -18,6 +18,7 @@ from tracetune.grouping import Store
 from tracetune.online.checkpoints import Checkpoints
 from tracetune.online.progress import ProgressDisplay
 from tracetune.online.runner import Failures, RolloutRequest, RolloutRunner, RolloutWarning
+from tracetune.redaction import redacted_repr
 from tracetune.tracer.values import type_name
 from tracetune.types import (
     Checkpoint,
@@ -205,4 +206,4 @@ def _literal(text: str) -> str:
 
 
 def _one_line(error: BaseException | None, message: str) -> str:
-    return f"{type_name(error)}: {' '.join(message.split())}"[:300]
+    return f"{type_name(error)}: {redacted_repr(' '.join(message.split()))}"[:300]

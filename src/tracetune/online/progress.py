@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from tracetune.redaction import redacted_text
 from tracetune.terminal import printable
 from tracetune.types import Evaluation, Rollout
 
@@ -83,7 +84,7 @@ class ProgressDisplay:
 
     def notice(self, text: str) -> None:
         """Show a line of what goes on in a step that takes long."""
-        self._console.print(escape(printable(text)), highlight=False)
+        self._console.print(escape(printable(redacted_text(text))), highlight=False)
 
     def evaluation(self, step: int, evaluation: Evaluation) -> None:
         """Show how a policy did on the validation set."""

@@ -137,6 +137,8 @@ def json_text(value: Any, *, canonical: bool = False) -> str:
 def _unusable(member: Member) -> str | None:
     if not member.messages:
         return "no_prompt"
+    if member.is_redacted:
+        return "redacted"
     if not member.text and not member.tool_calls:
         return "empty_completion"
     if not (math.isfinite(member.reward) and math.isfinite(member.advantage)):

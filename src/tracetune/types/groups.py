@@ -28,6 +28,8 @@ class Member:
             whatever version.
         tool_calls: the tools that the completion calls, in OpenAI's chat shape; `text` is
             what it says beside them.
+        is_redacted: whether redaction changed its messages or its text: its tokens, where
+            they are known, are as they were, but nobody should learn from the text.
     """
 
     call_id: str
@@ -47,6 +49,7 @@ class Member:
     trajectory: int = 0
     teacher: str | None = None
     tool_calls: Sequence[Mapping[str, Any]] = ()
+    is_redacted: bool = False
 
     @property
     def is_exact(self) -> bool:
