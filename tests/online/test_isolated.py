@@ -16,7 +16,8 @@ from watched_run import POLICY, Watching
 
 import tracetune as tt
 from tracetune.errors import InvalidInput, IsolationError
-from tracetune.online.runner import Failures, RolloutRequest, RolloutRunner, RolloutWarning
+from tracetune.online.batches import Failures, RolloutRequest, RolloutWarning
+from tracetune.online.runner import RolloutRunner
 from tracetune.tracer import recording
 from tracetune.types import Example, Rollout
 

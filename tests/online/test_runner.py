@@ -16,7 +16,8 @@ import pytest
 
 import tracetune as tt
 from tracetune.errors import InvalidReward
-from tracetune.online.runner import RolloutRequest, RolloutRunner
+from tracetune.online.batches import RolloutRequest
+from tracetune.online.runner import RolloutRunner
 from tracetune.tracer import Choice, LMCall, recording
 from tracetune.types import Example, Policy, Rollout
 

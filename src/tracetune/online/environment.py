@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 
 from tracetune.errors import InvalidInput, RolloutsFailed
 from tracetune.grouping import Store
+from tracetune.online.batches import Failures, RolloutRequest, RolloutWarning
 from tracetune.online.checkpoints import Checkpoints
 from tracetune.online.progress import ProgressDisplay
-from tracetune.online.runner import Failures, RolloutRequest, RolloutRunner, RolloutWarning
+from tracetune.online.runner import RolloutRunner
 from tracetune.redaction import redacted_repr
 from tracetune.tracer.values import type_name
 from tracetune.types import (

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import contextvars
 import queue
+import threading
 import time
 import warnings
-from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, replace
@@ -23,12 +23,12 @@ from typing import Any
 
 from tracetune import tracer
 from tracetune.calling import as_program, call_async_program, call_async_reward, call_program, call_reward, is_async
-from tracetune.errors import TracetuneWarning
 from tracetune.isolated import Identity, ProgramJob, RewardJob
+from tracetune.online.batches import Batch, Failures, RolloutRequest, RolloutWarning
 from tracetune.online.processes import START_TIME, IsolatedOutput, Processes, run_program_in, run_reward_in
 from tracetune.online.user_code import EventLoop, UserCall
 from tracetune.tracer.outcomes import error_type
-from tracetune.types import Example, Policy, Rollout, Score
+from tracetune.types import Example, Rollout, Score
 
 Reward = Callable[[Example, Any, Rollout], float | Score | Awaitable[float | Score]]
 
@@ -36,50 +36,6 @@ Reward = Callable[[Example, Any, Rollout], float | Score | Awaitable[float | Sco
 _ANSWER_TIME = 2.0
 # What threads that were asked to end get to do so, in seconds, all together.
 _JOINING_TIME = 2.0
-
-
-class RolloutWarning(TracetuneWarning):
-    """Some rollouts failed, were held up or could not be scored; the message says how many or why."""
-
-
-@dataclass(frozen=True, slots=True)
-class RolloutRequest:
-    """A rollout that should be made: which example, under which policy, and its place in the step."""
-
-    example: Example
-    index: int
-    split: str
-    step: int
-    policy: Policy
-
-
-@dataclass(slots=True)
-class Failures:
-    """What went wrong in a set of rollouts: counted, and the first of each kind kept to be shown.
-
-    Attributes:
-        program_message: what the first of the programs' errors says.
-        reward_message: what the first of the rewards' errors says.
-    """
-
-    programs: int = 0
-    rewards: int = 0
-    first_program: BaseException | None = None
-    first_reward: BaseException | None = None
-    program_message: str = ""
-    reward_message: str = ""
-
-    def program(self, error: BaseException, message: str) -> None:
-        """Count a rollout that failed."""
-        self.programs += 1
-        if self.first_program is None:
-            self.first_program, self.program_message = error, message
-
-    def reward(self, error: BaseException, message: str) -> None:
-        """Count a rollout that could not be scored."""
-        self.rewards += 1
-        if self.first_reward is None:
-            self.first_reward, self.reward_message = error, message
 
 
 @dataclass(slots=True)
@@ -142,6 +98,7 @@ class RolloutRunner:
         self._max_concurrency = max_concurrency
         self._timeout = timeout
         self._events: queue.SimpleQueue[UserCall | _Answer | None] = queue.SimpleQueue()
+        self._is_running = threading.Lock()
         self._under_way: dict[UserCall, _Attempt] = {}
         self._loops: set[EventLoop] = set()
         self._shared_loop: EventLoop | None = None
@@ -159,7 +116,8 @@ class RolloutRunner:
         Raises:
             CancelledError: if the runner is closed meanwhile.
         """
-        batch = _Batch(requests, contextvars.copy_context(), on_done)
+        self._is_running.acquire()
+        batch = Batch(requests, contextvars.copy_context(), on_done)
         try:
             while len(batch.results) < len(requests):
                 while batch.waiting and len(self._under_way) < self._max_concurrency:
@@ -169,11 +127,16 @@ class RolloutRunner:
         except BaseException:  # Ctrl-C reaches this thread only: nothing may go on behind its back
             self._interrupt()
             raise
+        finally:
+            self._is_running.release()
         return [batch.results[place] for place in range(len(requests))], batch.failures
 
     def close(self) -> None:
         """End what is under way, within seconds; what hangs in a thread ends with the process."""
         self._events.put(None)
+        # Rollouts are closed as interrupted first; the error that stopping raises in them comes too late then.
+        if self._is_running.acquire(timeout=_JOINING_TIME):
+            self._is_running.release()
         deadline = time.monotonic() + _JOINING_TIME
         if self._processes is not None:
             self._processes.close()
@@ -185,7 +148,7 @@ class RolloutRunner:
 
     # Programs
 
-    def _start_program(self, batch: _Batch, place: int) -> None:
+    def _start_program(self, batch: Batch, place: int) -> None:
         request = batch.requests[place]
         handle = tracer.new_rollout(
             request.example.id, split=request.split, step=request.step, index=request.index, policy=request.policy
@@ -206,7 +169,7 @@ class RolloutRunner:
                 batch, attempt, lambda call: call_program(handle, self._program, inputs, is_left=lambda: call.is_left)
             )
 
-    def _program_ended(self, batch: _Batch, attempt: _Attempt, call: UserCall) -> None:
+    def _program_ended(self, batch: Batch, attempt: _Attempt, call: UserCall) -> None:
         result, output, error, message = None, call.value, call.error, call.message
         if type(output) is IsolatedOutput:  # a program's own output may raise when it is asked for its class
             result, error, message = output.rollout, output.error, output.message
@@ -218,7 +181,7 @@ class RolloutRunner:
         self._have_result(batch, attempt, replace(result or attempt.handle.as_rollout(), output=output), error, message)
 
     def _have_result(
-        self, batch: _Batch, attempt: _Attempt, result: Rollout, error: BaseException | None, message: str
+        self, batch: Batch, attempt: _Attempt, result: Rollout, error: BaseException | None, message: str
     ) -> None:
         if result.status == "ok":
             self._start_reward(batch, attempt, result)
@@ -236,7 +199,7 @@ class RolloutRunner:
 
     # Rewards
 
-    def _start_reward(self, batch: _Batch, attempt: _Attempt, result: Rollout) -> None:
+    def _start_reward(self, batch: Batch, attempt: _Attempt, result: Rollout) -> None:
         attempt.result = result
         handle, example = attempt.handle, attempt.request.example
         if self._processes is not None and "reward" in self._isolate:
@@ -247,7 +210,7 @@ class RolloutRunner:
         else:
             self._start_in_thread(batch, attempt, lambda _: call_reward(handle, self._reward, example, result))
 
-    def _reward_ended(self, batch: _Batch, attempt: _Attempt, call: UserCall) -> None:
+    def _reward_ended(self, batch: Batch, attempt: _Attempt, call: UserCall) -> None:
         assert attempt.result is not None  # the program has ended
         if call.error is not None:
             batch.failures.reward(call.error, call.message)
@@ -262,7 +225,7 @@ class RolloutRunner:
     # Threads and loops
 
     def _start_in_thread(
-        self, batch: _Batch, attempt: _Attempt, function: Callable[[UserCall], Any], *, is_isolated: bool = False
+        self, batch: Batch, attempt: _Attempt, function: Callable[[UserCall], Any], *, is_isolated: bool = False
     ) -> None:
         call = UserCall(function, batch.context.copy(), self._events.put)
         if is_isolated:
@@ -271,7 +234,7 @@ class RolloutRunner:
         self._under_way[call] = attempt
         call.start_in_thread(begins_itself=is_isolated)
 
-    def _start_in_loop(self, batch: _Batch, attempt: _Attempt, function: Callable[[UserCall], Any]) -> None:
+    def _start_in_loop(self, batch: Batch, attempt: _Attempt, function: Callable[[UserCall], Any]) -> None:
         call = UserCall(function, batch.context.copy(), self._events.put)
         attempt.answer_until, attempt.has_answered = None, False
         self._under_way[call] = attempt
@@ -289,7 +252,7 @@ class RolloutRunner:
 
     # The clock
 
-    def _handle_events(self, batch: _Batch) -> None:
+    def _handle_events(self, batch: Batch) -> None:
         """Wait for the next event or deadline, then handle all events that have come."""
         try:
             event = self._events.get(timeout=self._seconds_to_wait())
@@ -299,7 +262,7 @@ class RolloutRunner:
         except queue.Empty:
             return
 
-    def _handle(self, batch: _Batch, event: UserCall | _Answer | None) -> None:
+    def _handle(self, batch: Batch, event: UserCall | _Answer | None) -> None:
         if event is None:
             raise CancelledError("the runner was closed")
         if isinstance(event, _Answer):
@@ -328,7 +291,7 @@ class RolloutRunner:
         assert self._timeout is not None  # the caller looked
         return (call.starts_by if call.began_at is None else call.began_at) + self._timeout
 
-    def _look_at_clock(self, batch: _Batch) -> None:
+    def _look_at_clock(self, batch: Batch) -> None:
         """Leave every call whose time is over."""
         if self._timeout is None:
             return
@@ -346,7 +309,7 @@ class RolloutRunner:
             elif now >= attempt.answer_until:
                 self._leave_blocked_loop(batch, call, attempt, call.loop)
 
-    def _time_out(self, batch: _Batch, call: UserCall, attempt: _Attempt) -> None:
+    def _time_out(self, batch: Batch, call: UserCall, attempt: _Attempt) -> None:
         error = TimeoutError(f"no end after {self._timeout:g} s")
         del self._under_way[call]
         has_begun = call.leave()
@@ -367,7 +330,7 @@ class RolloutRunner:
             batch.finish(attempt.place, never_begun)
         self._end_own_loop(call)
 
-    def _leave_blocked_loop(self, batch: _Batch, call: UserCall, attempt: _Attempt, loop: EventLoop) -> None:
+    def _leave_blocked_loop(self, batch: Batch, call: UserCall, attempt: _Attempt, loop: EventLoop) -> None:
         """Give up a loop that does not answer: begin anew what it held up, and go on in other loops."""
         blocking = loop.running()
         if loop is self._shared_loop:
@@ -389,7 +352,7 @@ class RolloutRunner:
         else:
             self._begin_anew(batch, call, attempt)
 
-    def _begin_anew(self, batch: _Batch, call: UserCall, attempt: _Attempt) -> None:
+    def _begin_anew(self, batch: Batch, call: UserCall, attempt: _Attempt) -> None:
         """Make a rollout again, or its reward alone, that another one has held up: its own time was not its own."""
         del self._under_way[call]
         has_begun = call.leave()
@@ -409,29 +372,6 @@ class RolloutRunner:
             if call.leave() and attempt.result is None:
                 self._close(attempt, "interrupted")
             call.stop()
-
-
-class _Batch:
-    """The rollouts of one call of `run`: those that wait, those that are made, what went wrong."""
-
-    def __init__(
-        self,
-        requests: Sequence[RolloutRequest],
-        context: contextvars.Context,
-        on_done: Callable[[Rollout], None] | None,
-    ) -> None:
-        self.requests = requests
-        self.context = context  # carries the recording's scope into threads and loops
-        self.waiting = deque(range(len(requests)))
-        self.results: dict[int, Rollout] = {}
-        self.failures = Failures()
-        self._on_done = on_done
-
-    def finish(self, place: int, rollout: Rollout) -> None:
-        """Keep a rollout that has been made."""
-        self.results[place] = rollout
-        if self._on_done is not None:
-            self._on_done(rollout)
 
 
 def _identity(attempt: _Attempt) -> Identity:
