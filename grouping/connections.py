@@ -27,10 +27,13 @@ from tracetune.grouping.private_files import (
     spill_folder,
 )
 from tracetune.grouping.troubles import remedy
+from tracetune.tracer.warn import warn
 
 _HOLDER = re.compile(r"Conflicting lock is held in (?P<command>.*?)\s*\(PID (?P<pid>\d+)\)", re.DOTALL)
 _SIZE = re.compile(r"\s*(?P<number>\d+(\.\d+)?)\s*(?P<unit>[KMGT])(?P<binary>i?)B\s*", re.IGNORECASE)
 _POLL_SECONDS = 0.02
+# Whoever waits longer than this is told whom for.
+_SILENT_SECONDS = 10.0
 # Where what DuckDB uses on disk is bounded, so many times what it may use in memory.
 _SPILL = 4
 # Rows that are written are compressed a group at a time, on one core each: texts are long, and small groups
@@ -77,8 +80,6 @@ def connected(
     config: Config = {"temp_directory": str(spill)}
     if temporary_folder is not None:
         config["max_temp_directory_size"] = f"{_SPILL * bytes_of(memory_limit)}B"
-    if closed_off:
-        config["enable_external_access"] = False
     with turn(path):
         connection = _connect(path, spill, config if read_only else None, wait=wait)
         try:
@@ -87,6 +88,7 @@ def connected(
             # DuckDB draws one on stdout, among the data, wherever Python has no script: in `python -c`, a notebook.
             connection.execute("SET enable_progress_bar = false")
             if closed_off:
+                # DuckDB's read-only mode guards the file alone: COPY TO, read_csv and ATTACH reach all others.
                 connection.execute("SET enable_external_access = false")
                 connection.execute("SET lock_configuration = true")
             yield connection
@@ -103,7 +105,8 @@ def turn(path: Path) -> threading.RLock:
 
 def _connect(path: Path, spill: Path, config: Config | None, *, wait: float) -> duckdb.DuckDBPyConnection:
     """A connection that reads, with that configuration; one that writes where there is none."""
-    deadline = time.monotonic() + wait
+    started = time.monotonic()
+    is_told = False
     while True:
         file = _inode(path)
         try:
@@ -112,8 +115,12 @@ def _connect(path: Path, spill: Path, config: Config | None, *, wait: float) -> 
             message = str(error)
             if "Could not set lock" not in message:
                 raise _unreadable(path, message) from error
-            if time.monotonic() >= deadline:
+            waited = time.monotonic() - started
+            if waited >= wait:
                 raise StoreLocked(_held(path, message, wait)) from error
+            if waited >= _SILENT_SECONDS and not is_told:
+                is_told = True
+                warn(f"{path} is held by {_holder(message)}; it is waited for, up to {wait:g} s")
             time.sleep(_POLL_SECONDS)
         except (duckdb.ConnectionException, duckdb.BinderException) as error:
             raise StoreLocked(
@@ -127,8 +134,8 @@ def _connect(path: Path, spill: Path, config: Config | None, *, wait: float) -> 
 
 
 def _reading(path: Path, config: Config) -> duckdb.DuckDBPyConnection:
-    # DuckDB's read-only mode guards the file alone: COPY TO, read_csv and ATTACH reach all others without
-    # a configuration. Given here and not by SET, it also keeps other connections of this process apart.
+    # DuckDB shares one database among the connections of a process that have one configuration. No other
+    # connection has this temporary folder, so what is set later is set for this connection alone.
     return duckdb.connect(path, read_only=True, config=config)
 
 
@@ -197,17 +204,19 @@ def _inode(path: Path) -> int | None:
         return None
 
 
-def _held(path: Path, message: str, wait: float) -> str:
+def _holder(message: str) -> str:
+    """Whom DuckDB's message names."""
     holder = _HOLDER.search(message)
-    whom = (
-        f"process {holder['pid']} ({_command(int(holder['pid'])) or holder['command']})"
-        if holder
-        else "another process"
-    )
+    if holder is None:
+        return "another process"
+    return f"process {holder['pid']} ({_command(int(holder['pid'])) or holder['command']})"
+
+
+def _held(path: Path, message: str, wait: float) -> str:
     seconds = max(30, round(3 * wait))
     return (
-        f"{path} is held by {whom}; wait for it, or pass wait={seconds} (--wait {seconds} on the command line): what "
-        f"is recorded meanwhile is safe in {path.name}.spool"
+        f"{path} is held by {_holder(message)}; wait for it, or pass wait={seconds} (--wait {seconds} on the command "
+        f"line): what is recorded meanwhile is safe in {path.name}.spool"
     )
 
 

@@ -26,6 +26,7 @@ COMMANDS = [
     ("sql", "STORE", "FROM calls"),
     ("groups", "STORE"),
     ("lint", "STORE"),
+    ("train", "STORE", "--model", "none"),
     ("serve", "STORE", "--port", "0"),
     ("import", "STORE", "STORE"),
     ("export", "STORE", "--parquet", "out"),

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tracetune.commands.app import StorePath, app
+from tracetune.commands.app import StorePath, Wait, app
 from tracetune.errors import InvalidInput, MissingDependency
 
 
@@ -68,6 +68,7 @@ def train(
     yes: Annotated[
         bool, typer.Option("--yes", help="Upload, and start a job that costs money, without being asked.")
     ] = False,
+    wait: Wait = 600.0,
 ) -> None:
     """Train on what was recorded or imported, without running the program.
 
@@ -96,6 +97,7 @@ def train(
         run=run,
         seed=seed,
         resume=resume,
+        wait=wait,
         **settings,
     )
     print(result.checkpoint)

@@ -90,6 +90,7 @@ def train(
     run: str | None = None,
     seed: int = 0,
     resume: bool = False,
+    wait: float = 600.0,
     progress: bool = True,
     on_step: OnStep | None = None,
     **settings: Any,
@@ -119,6 +120,8 @@ def train(
         run: the name to record the steps under; by default the next free one of run-1, run-2, …
         seed: of the order of groups, and of a trainer that is given by name.
         resume: go on from the last checkpoint of `run`.
+        wait: seconds to wait for another process that holds the store, whenever one does; a
+            training does not end because somebody looks into its store.
         progress: show a progress display on standard error.
         on_step: called as `on_step(step, figures)` after each step, for trackers.
         settings: of a trainer that is given by name. For `local`, `trl` and
@@ -153,7 +156,7 @@ def train(
     learner = _learner(trainer, model, seed, settings)
 
     def train_here() -> OfflineResult:
-        database = Store(path)
+        database = Store(path, wait=wait)
         groups = stored_groups(database, where, grouping, held_out)
         if isinstance(learner, WeightTrainer):
             batches = batches_of(groups.train, members=members_per_step, passes=passes, seed=seed)

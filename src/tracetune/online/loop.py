@@ -95,6 +95,7 @@ def optimize(
     teachers: Sequence[Teacher] = (),
     seed: int = 0,
     resume: bool = False,
+    wait: float = 600.0,
     progress: bool = True,
     on_step: OnStep | None = None,
 ) -> Result:
@@ -136,6 +137,8 @@ def optimize(
         seed: of the order of the examples.
         resume: go on from the last checkpoint of `run`, by default the newest run; without
             one, as when it was killed in its first step, from the beginning.
+        wait: seconds to wait for another process that holds the store, whenever one does; a
+            training does not end because somebody looks into its store.
         progress: show a progress display on standard error.
         on_step: called as `on_step(step, figures)` after each step, for trackers.
 
@@ -184,7 +187,7 @@ def optimize(
 
     def run_here() -> Result:
         path = Path(store)
-        database = Store(path)
+        database = Store(path, wait=wait)
         with ExitStack() as stack:
             name = stack.enter_context(taken_run(run, path, database, resume=resume))
             checkpoints = Checkpoints(path, name)
