@@ -114,7 +114,7 @@ def _connect(path: Path, spill: Path, config: Config | None, *, wait: float) -> 
         except duckdb.IOException as error:
             message = str(error)
             if "Could not set lock" not in message:
-                raise _unreadable(path, message) from error
+                raise _unreadable(path, message, is_read=config is not None) from error
             waited = time.monotonic() - started
             if waited >= wait:
                 raise StoreLocked(_held(path, message, wait)) from error
@@ -229,12 +229,12 @@ def _command(pid: int) -> str:
     return " ".join(words)[:120]
 
 
-def _unreadable(path: Path, message: str) -> StoreError:
+def _unreadable(path: Path, message: str, *, is_read: bool) -> StoreError:
     if not path.parent.is_dir():
         return StoreNotFound(
             f"there is no folder {path.parent} for the store {path.name}; create it, or give another path"
         )
-    if not path.exists():
+    if is_read and not path.exists():
         return StoreNotFound(f"there is no store at {path}; record into it first, or give another path")
     if "not a valid DuckDB database" in message:
         return StoreVersionError(f"{path} is not a tracetune store, nor any DuckDB file; give another path")

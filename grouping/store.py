@@ -31,9 +31,9 @@ from tracetune.grouping.read_only import check_query
 from tracetune.grouping.refusals import reason_of
 from tracetune.grouping.results import Result, read_table
 from tracetune.grouping.scores import score_rows
-from tracetune.grouping.troubles import check_path, reason_in_a_line, remedy, told
+from tracetune.grouping.troubles import reason_in_a_line, remedy, told
 from tracetune.tracer import names, spool_folder, store_path
-from tracetune.tracer.paths import warn_of_spool_at_link
+from tracetune.tracer.paths import check_path, warn_of_spool_at_link
 from tracetune.tracer.spool import Spool
 from tracetune.types import GroupBatch, Grouping
 
@@ -80,7 +80,6 @@ class Store:
         self._memory_limit = memory_limit or os.environ.get("TRACETUNE_MEMORY_LIMIT", "4GB")
         self._memory_bytes = bytes_of(self._memory_limit)
         self._spool_folder = spool_folder(self.path)
-        check_path(self.path, "the store's path")
         with told(self.path):
             if read_only and not self.path.exists() and not self._spool_folder.exists():
                 raise StoreNotFound(f"there is no store at {path}; record into it first, or give another path")
@@ -364,7 +363,7 @@ class Store:
             QueryError: if DuckDB refuses the condition.
             StoreError: if the files cannot be written.
         """
-        check_path(Path(folder), "the folder")
+        check_path(folder, "the folder")
         self.ingest()
         with self._connected(read_only=True) as connection:
             try:

@@ -1,4 +1,4 @@
-"""What goes wrong outside of a query, as errors of tracetune: paths that DuckDB cannot open, full disks, lost files.
+"""What goes wrong outside of a query, as errors of tracetune: full disks, lost files, too little memory.
 
 Every use of DuckDB and of files in `Store` stands inside of `told`, so that none of their
 own exceptions leaves it.
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import duckdb
 
-from tracetune.errors import InvalidInput, StoreError
+from tracetune.errors import StoreError
 
 _REMEDIES = {
     "no space left on device": "free the disk",
@@ -24,24 +24,6 @@ _REMEDIES = {
     "file name too long": "give a shorter path",
     "out of memory": "give the store a larger memory_limit, or ask for less at once",
 }
-
-
-def check_path(path: Path, what: str) -> None:
-    """Refuse a path that DuckDB would take for another one.
-
-    Raises:
-        InvalidInput: if it is not UTF-8, or has a character that means something to DuckDB.
-    """
-    text = str(path)
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise InvalidInput(f"{what} {text!r} is not UTF-8, and DuckDB opens no other paths; rename it") from None
-    for character in ("?", "\0"):
-        if character in text:
-            raise InvalidInput(
-                f"{what} {text!r} has {character!r} in it, which DuckDB does not take for part of a name; rename it"
-            )
 
 
 @contextmanager

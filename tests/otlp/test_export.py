@@ -313,7 +313,9 @@ def test_a_condition_that_is_no_sql_is_refused(tracetune, source):
     with a_server() as server:
         done = tracetune("export", source, "--otlp", server.url, "--where", "colour = trace_id")
         assert (done.status, done.stdout, server.received) == (1, "", [])
-        assert done.stderr.startswith('error: Binder Error: Referenced column "colour" not found')
+        assert done.stderr.startswith(
+            "error: nothing is selected with where='colour = trace_id': Binder Error: Referenced column \"colour\" not"
+        )
 
 
 def test_a_record_of_somebody_else_goes_back_out(tmp_path):
