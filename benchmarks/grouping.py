@@ -22,8 +22,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tracetune.grouping.batches import aligned, group_batch
-from tracetune.grouping.results import read_table
+from tracetune.grouping.groups.batches import aligned, group_batch
+from tracetune.grouping.queries.results import read_table
 from tracetune.types import Grouping
 
 BAR = 12.0

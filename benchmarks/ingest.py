@@ -29,7 +29,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, SpanKind
 
 from tracetune.grouping import Store
-from tracetune.grouping.results import read_table
+from tracetune.grouping.queries.results import read_table
 from tracetune.tracer import encoding, names
 
 BAR = 0.60

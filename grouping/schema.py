@@ -11,11 +11,11 @@ import hashlib
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from string import Template
 from typing import TYPE_CHECKING
 
 from tracetune.errors import StoreVersionError
-from tracetune.grouping.align import group_view_sql
+from tracetune.grouping.groups.align import group_view_sql
+from tracetune.grouping.scripts import script
 
 if TYPE_CHECKING:
     import duckdb
@@ -72,18 +72,6 @@ def has_old_format(connection: duckdb.DuckDBPyConnection) -> bool:
 
 
 @cache
-def script(name: str) -> str:
-    """The text of one of our SQL files."""
-    return (files("tracetune.grouping") / "sql" / name).read_text()
-
-
-@cache
-def template(name: str) -> Template:
-    """One of our SQL files that has `$placeholders`."""
-    return Template(script(name))
-
-
-@cache
 def _migrations() -> dict[str, str]:
     folder = files("tracetune.grouping") / "migrations"
     found = sorted((entry for entry in folder.iterdir() if entry.name.endswith(".sql")), key=lambda entry: entry.name)
@@ -95,8 +83,8 @@ def _view_script() -> str:
     groups = [
         f"CREATE OR REPLACE VIEW {name} AS\n{text.rstrip().rstrip(';')};" for name, text in group_view_sql().items()
     ]
-    comments = [script("views_comments.sql"), script("tables_comments.sql")]
-    return "\n".join([script("views_rollouts.sql"), script("views_calls.sql"), *groups, *comments])
+    comments = [script("sql", "views_comments"), script("sql", "tables_comments")]
+    return "\n".join([script("sql", "views_rollouts"), script("sql", "views_calls"), *groups, *comments])
 
 
 @cache

@@ -15,23 +15,25 @@ from typing import TYPE_CHECKING, Any
 import duckdb
 
 from tracetune.errors import InvalidInput, QueryError, StoreError, StoreNotFound, UnknownId
-from tracetune.grouping import ingest, schema, segments
-from tracetune.grouping.batches import group_batch
-from tracetune.grouping.compacting import compact
-from tracetune.grouping.conditions import check_condition
+from tracetune.grouping import schema
 from tracetune.grouping.connections import bytes_of, connected, is_begun
-from tracetune.grouping.deleting import delete_rollouts
-from tracetune.grouping.ingest import IngestReport
-from tracetune.grouping.isolation import isolated_answer
-from tracetune.grouping.limits import QueryLimits, limited_answer
-from tracetune.grouping.lint import LintReport, lint
-from tracetune.grouping.parquet import selected_rollouts, write_parquet
-from tracetune.grouping.programmatic import RolloutRow, write_rollouts
-from tracetune.grouping.read_only import check_query
-from tracetune.grouping.refusals import reason_of
-from tracetune.grouping.results import Result, read_table
-from tracetune.grouping.scores import score_rows
+from tracetune.grouping.exchange.add_rollouts import RolloutRow, write_rollouts
+from tracetune.grouping.exchange.parquet import selected_rollouts, write_parquet
+from tracetune.grouping.exchange.scores import score_rows
+from tracetune.grouping.groups.batches import group_batch
+from tracetune.grouping.groups.lint import LintReport, lint
+from tracetune.grouping.ingest import pipeline as ingest
+from tracetune.grouping.ingest import segments
+from tracetune.grouping.ingest.pipeline import IngestReport
+from tracetune.grouping.queries.conditions import check_condition
+from tracetune.grouping.queries.isolation import isolated_answer
+from tracetune.grouping.queries.limits import QueryLimits, limited_answer
+from tracetune.grouping.queries.read_only import check_query
+from tracetune.grouping.queries.refusals import reason_of
+from tracetune.grouping.queries.results import Result, read_table
 from tracetune.grouping.troubles import reason_in_a_line, remedy, told
+from tracetune.grouping.upkeep.compacting import compact
+from tracetune.grouping.upkeep.deleting import delete_rollouts
 from tracetune.tracer import names, spool_folder, store_path
 from tracetune.tracer.paths import check_path, warn_of_spool_at_link
 from tracetune.tracer.spool import Spool

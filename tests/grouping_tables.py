@@ -10,7 +10,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from tracetune.grouping.batches import group_batch
+from tracetune.grouping.groups.batches import group_batch
 from tracetune.types import Group, GroupBatch, Grouping
 
 ROLLOUT_COLUMNS = {

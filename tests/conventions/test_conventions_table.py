@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from conventions.otlp_lines import foreign_span
 
-from tracetune.grouping.conventions import TABLE
-from tracetune.grouping.foreign_sources import Event, Events, Indexed, Member
-from tracetune.grouping.otlp import decode
-from tracetune.grouping.rows import CALLS, SPANS
+from tracetune.grouping.columns import CALLS, SPANS
+from tracetune.grouping.conventions.sources import Event, Events, Indexed, Member
+from tracetune.grouping.conventions.table import TABLE
+from tracetune.grouping.ingest.otlp import decode
 from tracetune.tracer import names
 
 PARTS = [{"role": "user", "parts": [{"type": "text", "content": "who?"}]}]

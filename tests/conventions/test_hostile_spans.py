@@ -9,11 +9,11 @@ from conventions.otlp_lines import foreign_span
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tracetune.grouping.conventions import TABLE
-from tracetune.grouping.foreign_sources import Event, Events, Indexed
-from tracetune.grouping.otlp import decode
-from tracetune.grouping.records import arrow_table
-from tracetune.grouping.rows import CALLS, SPANS
+from tracetune.grouping.columns import CALLS, SPANS
+from tracetune.grouping.conventions.sources import Event, Events, Indexed
+from tracetune.grouping.conventions.table import TABLE
+from tracetune.grouping.ingest.otlp import decode
+from tracetune.grouping.ingest.records import arrow_table
 
 SOURCES = [source for row in TABLE for source in row.sources]
 NAMES = sorted({source for source in SOURCES if isinstance(source, str)} | {"llm.invocation_parameters"})

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from store.spool_lines import tables_of, write_segment
 
 from tracetune.grouping import IngestReport, Store
-from tracetune.grouping.export import Export
-from tracetune.grouping.foreign_spans import read_events
+from tracetune.grouping.conventions.spans import read_events
+from tracetune.grouping.export_otlp import Export
 
 CHAT = {"gen_ai.operation.name": "chat", "gen_ai.request.model": "policy"}
 REASONS = {"gen_ai.response.finish_reasons": ["stop"]}

@@ -7,8 +7,8 @@ import pytest
 from grouping_tables import Rows, calls_by_group
 
 from tracetune.errors import InvalidReward, QueryError
-from tracetune.grouping.align import group_view_sql
-from tracetune.grouping.batches import group_batch
+from tracetune.grouping.groups.align import group_view_sql
+from tracetune.grouping.groups.batches import group_batch
 from tracetune.types import Group, Grouping, LeftOut, Member, Sampling
 
 KEEP = Grouping(drop_constant=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from grouping_tables import Rows
 
-from tracetune.grouping.lint import LintReport, lint
+from tracetune.grouping.groups.lint import LintReport, lint
 from tracetune.types import Grouping
 
 _NOTHING_RECORDED = """

@@ -12,9 +12,9 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from otlp.serving import START, attribute
 
 from tracetune.adapters.otlp.json_encoding import checked, document_of, fill
-from tracetune.grouping.encode import record_document, span_document
-from tracetune.grouping.otlp import Decoded, decode
-from tracetune.grouping.rows import CALLS, OTHER_RECORDS, REAL, RECORDS, SPANS, TEXT, TIME, TOKENS, WHOLE
+from tracetune.grouping.columns import CALLS, OTHER_RECORDS, REAL, RECORDS, SPANS, TEXT, TIME, TOKENS, WHOLE
+from tracetune.grouping.exchange.to_otlp import record_document, span_document
+from tracetune.grouping.ingest.otlp import Decoded, decode
 from tracetune.tracer import names
 from tracetune.tracer.encoding import SCOPE_NAME
 from tracetune.tracer.messages import to_genai

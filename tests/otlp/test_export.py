@@ -23,7 +23,7 @@ from store.spool_lines import a_rollout, record, span, tables_of, write_segment
 import tracetune as tt
 from tracetune.adapters.otlp import Receiver, Sender
 from tracetune.errors import ExportError
-from tracetune.grouping import export
+from tracetune.grouping import export_otlp as export
 from tracetune.tracer import names
 
 OTHER_RECORDS = [

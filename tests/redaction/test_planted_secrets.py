@@ -24,7 +24,7 @@ import tracetune as tt
 from tracetune.adapters.otlp import Receiver, Sender
 from tracetune.errors import TracetuneError, TracetuneWarning
 from tracetune.grouping import Store
-from tracetune.grouping.export import Export
+from tracetune.grouping.export_otlp import Export
 from tracetune.rows import kto_rows, preference_rows, supervised_rows
 from tracetune.tracer import Spool, spool_folder
 from tracetune.tracer.warn import warn

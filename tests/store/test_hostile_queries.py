@@ -17,7 +17,7 @@ import pytest
 
 from tracetune import QueryLimits, Store
 from tracetune.errors import InvalidInput, QueryError, QueryLimitReached
-from tracetune.grouping.functions import REFUSED, is_harmless
+from tracetune.grouping.queries.functions import REFUSED, is_harmless
 
 # A statement of each kind that DuckDB knows, aimed at the store's own file. No text is parsed as one of `UNWRITABLE`.
 STATEMENTS = {
@@ -133,7 +133,7 @@ def test_every_function_of_duckdb_is_judged() -> None:
 
 def test_a_function_that_nobody_judged_is_refused(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """A function of DuckDB's that is on no list is not called; one that DuckDB does not have gets DuckDB's words."""
-    monkeypatch.setattr("tracetune.grouping.read_only.is_harmless", lambda name: name != "md5")
+    monkeypatch.setattr("tracetune.grouping.queries.read_only.is_harmless", lambda name: name != "md5")
     with pytest.raises(QueryError, match=r"^the query calls md5, which DuckDB \d\..* has and this version of tracetun"):
         store.sql("SELECT md5('x')")
     with pytest.raises(QueryError, match=r"^Catalog Error: Scalar Function with name md55 does not exist"):

@@ -26,7 +26,8 @@ print(report.spans, report.records, report.repeated, flush=True)
 
 KILLED = """
 import os, signal, sys
-from tracetune.grouping import Store, segments
+from tracetune.grouping import Store
+from tracetune.grouping.ingest import segments
 segments.release = lambda segment: os.kill(os.getpid(), signal.SIGKILL)
 Store(sys.argv[1]).ingest()
 """

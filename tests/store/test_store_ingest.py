@@ -288,7 +288,7 @@ def test_an_ingest_that_fails_changes_nothing(path, monkeypatch):
     segment = write_segment(path, "1-1-a", *a_rollout())
     store = Store(path)
     before = tables_of(path)
-    monkeypatch.setattr("tracetune.grouping.transaction._derive", lambda *_: 1 / 0)
+    monkeypatch.setattr("tracetune.grouping.ingest.transaction._derive", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         store.ingest()
     assert tables_of(path) == before

@@ -11,7 +11,7 @@ import time
 from collections import Counter
 
 from tracetune.grouping import Store
-from tracetune.grouping.ingest import IngestReport
+from tracetune.grouping.ingest.pipeline import IngestReport
 from tracetune.tracer import spool_folder
 
 ROLLOUTS = 15

@@ -15,15 +15,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from store.spool_lines import START, a_rollout, span
 
-from tracetune.grouping import ingest, plain_spans, schema
-from tracetune.grouping import segments as spool_segments
-from tracetune.grouping.otlp import decode
-from tracetune.grouping.plain import insert_plain, read_plain
-from tracetune.grouping.plain_lines import PlainLines
-from tracetune.grouping.plain_records import PLAIN_RECORDS
-from tracetune.grouping.records import arrow_table
-from tracetune.grouping.results import read_table
-from tracetune.grouping.rows import CALLS, REAL, RECORDS, SPANS, TEXT, WHOLE
+from tracetune.grouping import schema
+from tracetune.grouping.columns import CALLS, REAL, RECORDS, SPANS, TEXT, WHOLE
+from tracetune.grouping.ingest import fast_spans as plain_spans
+from tracetune.grouping.ingest import pipeline as ingest
+from tracetune.grouping.ingest import segments as spool_segments
+from tracetune.grouping.ingest.fast_lines import PlainLines
+from tracetune.grouping.ingest.fast_path import insert_plain, read_plain
+from tracetune.grouping.ingest.fast_records import PLAIN_RECORDS
+from tracetune.grouping.ingest.otlp import decode
+from tracetune.grouping.ingest.records import arrow_table
+from tracetune.grouping.queries.results import read_table
 from tracetune.tracer import encoding, names
 
 LINES = [line for number in range(3) for line in a_rollout(number)] + [

@@ -11,7 +11,7 @@ from store.spool_lines import tables_of
 
 from tracetune import Grouping, Store
 from tracetune.errors import QueryError, StoreLocked
-from tracetune.grouping.export import Export
+from tracetune.grouping.export_otlp import Export
 
 NO_SELECT = r"^the query is \w+, and only SELECT, or EXPLAIN of one, is sure to change nothing: "
 READS_FILES = r"^the query calls \w+, which reads or lists files; leave it out: "

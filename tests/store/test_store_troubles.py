@@ -133,7 +133,7 @@ def test_what_could_not_be_taken_in_waits_in_the_spool(small_disk):
     a_store(path)
     store = Store(other)
     with store._spool() as spool:
-        from tracetune.grouping.programmatic import write_rollouts
+        from tracetune.grouping.exchange.add_rollouts import write_rollouts
 
         calls = [{"module": "hop", "messages": [], "completion": os.urandom(500).hex()}]
         write_rollouts(spool, [{"id": f"w{number}", "example_id": "q", "calls": calls} for number in range(100)])

@@ -16,7 +16,8 @@ import pytest
 from store.spool_lines import a_rollout, gone_process, record, segment_name, write_segment
 
 from tracetune.errors import TracetuneWarning
-from tracetune.grouping import IngestReport, Store, segments
+from tracetune.grouping import IngestReport, Store
+from tracetune.grouping.ingest import segments
 from tracetune.tracer import Spool, names, spool_folder
 from tracetune.tracer.processes import Process, this_process
 

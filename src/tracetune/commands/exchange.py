@@ -187,7 +187,7 @@ def _send(store: Store, otlp: str, where: str | None, headers: list[str]) -> Non
     with _needs_otlp("export"):
         from tracetune.adapters.otlp import Sender
         from tracetune.adapters.otlp.sender import headers_of
-    from tracetune.grouping.export import Export
+    from tracetune.grouping.export_otlp import Export
 
     with Sender(otlp, headers_of(headers)) as sender:
         leaving = Export(store, where)

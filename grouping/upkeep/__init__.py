@@ -1,0 +1,1 @@
+"""What keeps a store small: deleting rollouts, and writing the file anew."""
