@@ -44,6 +44,8 @@ _SUFFIXES = (OPEN_SUFFIX, _TAKEN_SUFFIX, CLOSED_SUFFIX)
 _REJECTED = "rejected.jsonl"
 # `<time>-<pid>-<random>`, and in newer ones `-<host>-<boot>-<space>-<started>`.
 _NAME_FIELDS = 7
+# Of the folder, where each shows other files than the one before it.
+_LISTINGS = 5
 
 
 class State(Enum):
@@ -125,24 +127,48 @@ class Chunk:
 def segments(folder: Path) -> list[Segment]:
     """The segments of a spool, oldest first."""
     found = []
-    for path in sorted(folder.glob("*" + CLOSED_SUFFIX)):
-        if path.name == _REJECTED:
-            continue
-        suffix = next(suffix for suffix in _SUFFIXES if path.name.endswith(suffix))
-        name, is_open = path.name.removesuffix(suffix), suffix == OPEN_SUFFIX
+    listed, opened = _listed(folder)
+    for file in sorted(listed):
+        suffix = next(suffix for suffix in _SUFFIXES if file.endswith(suffix))
+        name, path = file.removesuffix(suffix), folder / file
         with suppress(FileNotFoundError):  # ingested by another process since it was listed
             try:
-                found.append(_segment(name, path, is_open=is_open, is_closed=suffix == CLOSED_SUFFIX))
+                found.append(_segment(name, path, suffix, was_open=name in opened))
             except FileNotFoundError:  # closed since it was listed, and so its writer lived then
                 closed = path.with_name(name + CLOSED_SUFFIX)
-                found.append(Segment(name, closed, State.ENDED, closed.stat().st_size, was_open=is_open))
+                found.append(Segment(name, closed, State.ENDED, closed.stat().st_size, was_open=name in opened))
     return found
 
 
-def _segment(name: str, path: Path, *, is_open: bool, is_closed: bool) -> Segment:
+def _listed(folder: Path) -> tuple[set[str], set[str]]:
+    """The files of a spool's segments, and the names of those that were open in any of a few listings.
+
+    A writer opens its next segment before it closes the last one. Yet one listing can miss
+    both, because a folder that is long is not listed in one moment.
+    """
+    listed: set[str] = set()
+    opened: set[str] = set()
+    for _ in range(_LISTINGS):
+        before, listed = listed, _files(folder)
+        opened |= {file.removesuffix(OPEN_SUFFIX) for file in listed if file.endswith(OPEN_SUFFIX)}
+        if listed == before:
+            break
+    return listed, opened
+
+
+def _files(folder: Path) -> set[str]:
+    try:
+        return {file for file in os.listdir(folder) if file.endswith(CLOSED_SUFFIX) and file != _REJECTED}
+    except FileNotFoundError:  # nothing has been recorded
+        return set()
+
+
+def _segment(name: str, path: Path, suffix: str, *, was_open: bool) -> Segment:
     # The writer is looked for before the size is: what it adds in between is read next time.
-    state = State.ENDED if is_closed else _state(name, path, is_open=is_open)
-    return Segment(name, path, state, path.stat().st_size, was_open=is_open and state is not State.ENDED)
+    if suffix == CLOSED_SUFFIX:
+        return Segment(name, path, State.ENDED, path.stat().st_size, was_open=was_open)
+    state = _state(name, path, is_open=suffix == OPEN_SUFFIX)
+    return Segment(name, path, state, path.stat().st_size, was_open=was_open and state is not State.ENDED)
 
 
 def _state(name: str, path: Path, *, is_open: bool) -> State:

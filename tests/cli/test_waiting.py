@@ -8,6 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from tracetune.demo import POLICY_FOLDER
+
 HOLD = "import duckdb, sys; held = duckdb.connect(sys.argv[1]); print('held', flush=True); sys.stdin.read()"
 
 
@@ -26,7 +28,7 @@ COMMANDS = [
     ("sql", "STORE", "FROM calls"),
     ("groups", "STORE"),
     ("lint", "STORE"),
-    ("train", "STORE", "--model", "none"),
+    ("train", "STORE", "--model", str(POLICY_FOLDER)),
     ("serve", "STORE", "--port", "0"),
     ("import", "STORE", "STORE"),
     ("export", "STORE", "--parquet", "out"),

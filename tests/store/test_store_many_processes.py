@@ -114,6 +114,9 @@ def test_eight_processes_half_of_them_killed_lose_and_repeat_nothing(tmp_path):
     is_over.set()
     for thread in threads:
         thread.join()
+    for victim in early:
+        victim.wait(60)
+    here.update(counted(store.ingest()))  # so that of the killed the last alone leaves a segment
     last.send_signal(signal.SIGKILL)
     assert [victim.wait(60) for victim in workers[4:]] == [-signal.SIGKILL] * 4
     ingester.communicate()
