@@ -19,13 +19,13 @@ from opentelemetry.trace import SpanKind
 from tracetune.errors import InvalidInput
 from tracetune.tracer import names, session, sources
 from tracetune.tracer.capture import VALUE_LIMIT
+from tracetune.tracer.handles import RolloutHandle
 from tracetune.tracer.interrupts import is_interrupt
+from tracetune.tracer.invocations import Execution, Executions
 from tracetune.tracer.outcomes import FAILED, message_of, record_failure
-from tracetune.tracer.rollouts import RolloutHandle
 from tracetune.tracer.scope import (
-    Execution,
-    Executions,
     Scope,
+    ambient_scope,
     current_scope,
     enclosing_context,
     with_scope,
@@ -91,7 +91,7 @@ class Node:
         if self.kind == "program" and rollout is None:
             setting = scope.setting
             if setting.session is None:
-                setting = replace(setting, session=recorder, sample=recorder.scope.setting.sample)
+                setting = replace(setting, session=recorder, sample=ambient_scope().setting.sample)
             rollout = RolloutHandle(setting, id=sources.new_id(), ends_with_program=True)
             executions = rollout.executions
         if rollout is not None:

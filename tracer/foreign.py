@@ -15,7 +15,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
@@ -25,10 +25,9 @@ from opentelemetry.sdk.trace import Event, ReadableSpan, Span, SpanProcessor, Tr
 from tracetune.redaction import Redacted, holds_message, is_secret, redacted_attribute
 from tracetune.tracer import names
 from tracetune.tracer.capture import MESSAGES_LIMIT, Capture
-from tracetune.tracer.scope import Execution, Scope, add_locator, current_scope, deeper, enclosing_context, with_scope
-
-if TYPE_CHECKING:
-    from tracetune.tracer.session import Session
+from tracetune.tracer.invocations import Execution
+from tracetune.tracer.scope import Scope, add_locator, current_scope, deeper, enclosing_context, with_scope
+from tracetune.tracer.session import Session
 
 _LM_OPERATIONS = (None, "chat", "text_completion", "generate_content")
 

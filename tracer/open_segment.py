@@ -11,13 +11,20 @@ renaming, or written again; one that is both is known by its id.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 from datetime import UTC, datetime
 from pathlib import Path
 
+from tracetune.errors import UnsupportedSystem
 from tracetune.files import FILE_MODE, make_folder, mode_inside
 from tracetune.tracer.processes import this_process
+
+try:
+    import fcntl
+except ModuleNotFoundError as error:
+    raise UnsupportedSystem(
+        "tracetune records on Linux and macOS, whose file locks it needs; on Windows, run it inside WSL"
+    ) from error
 
 OPEN_SUFFIX = ".open.jsonl"
 CLOSED_SUFFIX = ".jsonl"

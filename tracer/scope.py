@@ -8,150 +8,22 @@ by a locator where in it code runs.
 
 from __future__ import annotations
 
-import itertools
-import os
-import threading
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from opentelemetry import context as otel_context
 from opentelemetry.context import Context
 from opentelemetry.trace import INVALID_SPAN, Span, set_span_in_context
 
-from tracetune.tracer import names, sources
-from tracetune.types import Policy
-
-if TYPE_CHECKING:
-    from tracetune.tracer.rollouts import RolloutHandle
-    from tracetune.tracer.session import Session
+from tracetune.tracer import names
+from tracetune.tracer.handles import RolloutHandle
+from tracetune.tracer.invocations import Execution, Executions
+from tracetune.tracer.session import Session
+from tracetune.tracer.setting import Setting
 
 _KEY = otel_context.create_key("tracetune-scope")
 # OpenTelemetry's own key of the current span, which it keeps to itself.
 (_SPAN_KEY,) = set_span_in_context(INVALID_SPAN, Context())
-
-# Guards the ordinals of every rollout for a few instructions at a time. Held across a
-# fork, so that a child never inherits it locked by a thread that it does not have.
-# Re-entrant: the garbage collector may end an abandoned generator while it is held.
-ordinals_lock = threading.RLock()
-os.register_at_fork(
-    before=ordinals_lock.acquire, after_in_parent=ordinals_lock.release, after_in_child=ordinals_lock.release
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """What a recording or a rollout says of everything inside it.
-
-    Attributes:
-        session: the recording that was on; None where nothing recorded.
-        sample: the fraction of rollouts that are recorded.
-    """
-
-    session: Session | None = None
-    run: str = "default"
-    split: str | None = None
-    step: int | None = None
-    policy: Policy | None = None
-    sample: float = 1.0
-
-    def attributes(self) -> dict[str, Any]:
-        """As attributes of a record; the caller may add to them."""
-        attributes: dict[str, Any] = {names.RUN: self.run}
-        if self.split is not None:
-            attributes[names.SPLIT] = self.split
-        if self.step is not None:
-            attributes[names.STEP] = self.step
-        return attributes
-
-    def span_attributes(self) -> dict[str, Any]:
-        """As attributes of a span; the caller may add to them."""
-        attributes = self.attributes()
-        if self.policy is not None:
-            attributes[names.POLICY_VERSION] = self.policy.version
-        return attributes
-
-
-class Execution:
-    """One execution of a program, module or tool, while it lasts.
-
-    Attributes:
-        span_id: of its span, in hexadecimal.
-        turns: gives the ordinals of its LM calls.
-        is_unordered: it overlapped another execution of its module and key, or may have, in another process.
-    """
-
-    __slots__ = ("_lane", "invocation", "is_unordered", "key", "module", "parent", "span_id", "turns")
-
-    def __init__(self, module: str, key: str, parent: Execution | None) -> None:
-        self.module = module
-        self.key = key
-        self.parent = parent
-        self.span_id = ""
-        self.invocation = 0
-        self.is_unordered = False
-        self.turns = itertools.count()
-        self._lane: _Lane | None = None
-
-    def enter(self, executions: Executions) -> None:
-        """Take its number among those of its module and key, and notice those that run beside it."""
-        with ordinals_lock:
-            lane = self._lane = executions.lane(self.module, self.key)
-            self.invocation = lane.count
-            lane.count += 1
-            # Other children of the same fork count from the same number on.
-            self.is_unordered = not self.key and executions.generation != sources.generation
-            for other in lane.running:
-                if not self._is_inside(other):
-                    other.is_unordered = self.is_unordered = True
-            lane.running.append(self)
-
-    def leave(self) -> None:
-        """It has ended."""
-        lane, self._lane = self._lane, None
-        if lane is not None:
-            with ordinals_lock:
-                lane.running.remove(self)
-
-    def _is_inside(self, other: Execution) -> bool:
-        """Whether the other execution called this one, at any depth: recursion has an order."""
-        ancestor = self.parent
-        while ancestor is not None and ancestor is not other:
-            ancestor = ancestor.parent
-        return ancestor is other
-
-
-class _Lane:
-    """The executions of one module and key in one rollout: how many there were, and which are running."""
-
-    __slots__ = ("count", "running")
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.running: list[Execution] = []
-
-
-class Executions:
-    """The executions of one rollout.
-
-    Attributes:
-        turns: gives the ordinals of LM calls outside any execution.
-        generation: the process that they began in.
-    """
-
-    __slots__ = ("_lanes", "generation", "turns")
-
-    def __init__(self) -> None:
-        self.generation = sources.generation
-        self._lanes: dict[tuple[str, str], _Lane] = {}
-        self.turns = itertools.count()
-
-    def lane(self, module: str, key: str) -> _Lane:
-        """Those of one module and key; the caller holds the lock."""
-        lane = self._lanes.get((module, key))
-        if lane is None:
-            lane = self._lanes[module, key] = _Lane()
-        return lane
 
 
 class Scope(NamedTuple):
@@ -215,6 +87,8 @@ class OpenCall:
 
 
 _OUTSIDE = Scope(Setting())
+# That of contexts which carry none, while something records.
+_ambient = _OUTSIDE
 
 
 # Each gives the context of the framework's node that code runs in; replaced as a whole, never changed.
@@ -258,6 +132,17 @@ def deeper(context: Context, located: Context) -> Context:
     return located if execution is outer.execution else context
 
 
+def ambient_scope() -> Scope:
+    """The scope of code that nothing carried a scope to, while something records."""
+    return _ambient
+
+
+def set_ambient_scope(scope: Scope | None) -> None:
+    """From now on, code that nothing carried a scope to runs in this one; None: outside of everything."""
+    global _ambient
+    _ambient = scope or _OUTSIDE
+
+
 def current_scope(session: Session | None, context: Context | None = None) -> Scope:
     """The scope in force; in a context that a finished recording left behind, that of the present one."""
     scope = otel_context.get_value(_KEY, enclosing_context() if context is None else context)
@@ -265,7 +150,7 @@ def current_scope(session: Session | None, context: Context | None = None) -> Sc
         recorded = scope.setting.session
         if session is None or recorded is session or recorded is None:
             return scope
-    return session.scope if session is not None else _OUTSIDE
+    return _ambient if session is not None else _OUTSIDE
 
 
 def with_scope(scope: Scope, context: Context | None = None) -> Context:

@@ -10,9 +10,10 @@ from opentelemetry import trace
 
 from tracetune.errors import InvalidInput
 from tracetune.tracer import names, session
-from tracetune.tracer.rollouts import RolloutHandle
+from tracetune.tracer.handles import RolloutHandle
+from tracetune.tracer.invocations import Executions
 from tracetune.tracer.sampling import is_sampled
-from tracetune.tracer.scope import Executions, Scope, current_scope, with_scope
+from tracetune.tracer.scope import Scope, current_scope, with_scope
 from tracetune.types import Score
 
 

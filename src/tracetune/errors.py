@@ -52,6 +52,10 @@ class MissingDependency(TracetuneError, ImportError):
     """A feature needs a package that is not installed; the message names the extra that brings it."""
 
 
+class UnsupportedSystem(TracetuneError, ImportError):
+    """This operating system has no file locks that tracetune can use."""
+
+
 class StoreError(TracetuneError):
     """Something is wrong with a store or its spool."""
 

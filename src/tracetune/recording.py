@@ -10,7 +10,7 @@ from opentelemetry.sdk.trace import SpanProcessor
 
 from tracetune import adapters, tracer
 from tracetune.tracer import Recording, StartedRecording
-from tracetune.tracer.session import warn_if_dropped
+from tracetune.tracer.recordings import warn_if_dropped
 
 
 @contextmanager

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import shutil
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -97,3 +99,45 @@ def test_bare_folder_names_are_banned(repository, folder):
     )
     assert done.returncode == 1
     assert f"`{folder}` is banned" in done.stdout
+
+
+def modules_of(repository: Path) -> dict[str, Path]:
+    """Every module of tracetune by its name, as the folders of the repository hold them."""
+    homes = {f"tracetune.{room}": repository / room for room in ("tracer", "grouping", "trainers", "adapters")}
+    homes["tracetune"] = repository / "src" / "tracetune"
+    return {
+        ".".join((home, *path.relative_to(folder).with_suffix("").parts)).removesuffix(".__init__"): path
+        for home, folder in homes.items()
+        for path in folder.rglob("*.py")
+        if not any(parent.is_symlink() for parent in path.parents)
+    }
+
+
+def imports_of(path: Path, modules: dict[str, Path]) -> set[str]:
+    """The modules that a file imports, also inside functions and for its types alone."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module is not None:
+            found |= {
+                name if (name := f"{node.module}.{alias.name}") in modules else node.module for alias in node.names
+            }
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return found & set(modules)
+
+
+def test_no_modules_import_each_other_in_a_circle(repository):
+    """A module can be read before those that import it; imports in functions and under TYPE_CHECKING count."""
+    modules = modules_of(repository)
+    assert len(modules) > 200
+    TopologicalSorter({name: imports_of(path, modules) for name, path in modules.items()}).prepare()
+
+
+def test_windows_is_refused_in_a_sentence():
+    """Where Python has no file locks of POSIX, what needs them says so when it is imported."""
+    code = "import sys; sys.modules['fcntl'] = None; import tracetune.tracer"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stderr.splitlines()[-1] == (
+        "tracetune.errors.UnsupportedSystem: tracetune records on Linux and macOS, whose file locks it needs; on "
+        "Windows, run it inside WSL"
+    )
