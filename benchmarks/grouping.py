@@ -64,7 +64,8 @@ def build(calls: int) -> duckdb.DuckDBPyConnection:
             [hash(rollout_id, i) % 30000 FOR i IN range(32)]::INTEGER[] AS prompt_token_ids,
             [hash(rollout_id, place, i) % 30000 FOR i IN range(8)]::INTEGER[] AS completion_token_ids,
             [-0.125::DOUBLE FOR i IN range(8)] AS completion_logprobs,
-            true AS exact, true AS on_policy, false AS cached, false AS unordered, false AS truncated, false AS late,
+            true AS exact, true AS on_policy, false AS cached, false AS unordered, false AS truncated,
+            false AS redacted, false AS late,
             reward
         FROM rollouts, range({CALLS_PER_ROLLOUT}) AS places(place)
         """
