@@ -14,8 +14,10 @@ from fine_tuning_server import BASE_MODEL, KEY, FineTuningServer, one_certificat
 from tracetune.errors import CheckpointError, InvalidInput, TrainerError
 from tracetune.testing import ScriptedEnvironment
 from tracetune.trainers import make_trainer
+from tracetune.trainers.endpoint.problems import Problem
 from tracetune.trainers.jobs.litellm import LiteLLMTrainer
 from tracetune.trainers.jobs.openai import OpenAITrainer
+from tracetune.trainers.jobs.state import State
 from tracetune.trainers.jobs.trainer import JobTrainer
 
 MODELS = [f"ft:{BASE_MODEL}:acme::ftjob-{number}" for number in (1, 2)]
@@ -394,3 +396,23 @@ def test_a_trainer_serves_for_as_long_as_it_is_open(service, trainer, environmen
 def test_they_are_found_by_name(kind):
     """`tt.optimize(trainer="openai", model=…)` makes one."""
     assert type(make_trainer(kind, model=BASE_MODEL, api_key=KEY)) is KINDS[kind]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_key_and_no_password_of_the_service_stands_in_a_checkpoint(service, trainer, environment, tmp_path, kind):
+    """A checkpoint says which service it is, and not how one gets in."""
+    trainer(kind).fit(environment())
+    written = b"\n".join(path.read_bytes() for path in (tmp_path / "checkpoints").rglob("*") if path.is_file())
+    assert service.upstream.base_url.encode() in written
+    assert KEY.encode() not in written
+
+
+def test_a_password_in_the_services_address_is_not_told(tmp_path):
+    """Neither a checkpoint's settings nor the endpoint's answers to a program show the password."""
+    trainer = OpenAITrainer(BASE_MODEL, base_url="https://ann:swordfish-19@127.0.0.1:1/v1", api_key=KEY, yes=True)
+    State(settings=trainer._settings, model=BASE_MODEL, trained=0, run_key="k").save(tmp_path)
+    assert "https://ann:[redacted]@127.0.0.1:1/v1" in (tmp_path / "jobs.json").read_text()
+    problem = Problem(502, "https://ann:swordfish-19@127.0.0.1:1/v1 could not be reached: ConnectError")
+    assert (
+        problem.body["error"]["message"] == "https://ann:[redacted]@127.0.0.1:1/v1 could not be reached: ConnectError"
+    )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from tracetune.redaction import redacted_repr
+
 
 @dataclass(eq=False)
 class Problem(Exception):
@@ -24,6 +26,6 @@ class Problem(Exception):
 
     @property
     def body(self) -> dict[str, Any]:
-        """The body of the answer."""
+        """The body of the answer, without secrets: an address may have a password in it, and a server echo a key."""
         kind = "server_error" if self.status >= 500 else "invalid_request_error"
-        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+        return {"error": {"message": redacted_repr(self.message), "type": kind, "param": self.param, "code": self.code}}
