@@ -104,8 +104,11 @@ def _functions_of(connection: DuckDBPyConnection, query: str) -> Iterator[str]:
 
 def _text_of_query(call: dict[str, Any]) -> str:
     """The statement in query('…'), which is a statement too."""
-    match call.get("children"):
+    # DuckDB 1.5 writes the first form, DuckDB 2 the second.
+    match call.get("children") or call.get("arguments"):
         case [{"class": "CONSTANT", "value": {"value": str(text)}}]:
+            return text
+        case [{"expression": {"class": "CONSTANT", "literal": {"kind": "STRING", "text": str(text)}}}]:
             return text
         case _:
             raise QueryError("the query calls query() with a text that is computed; write the text out")
