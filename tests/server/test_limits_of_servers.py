@@ -114,7 +114,9 @@ def test_a_pause_between_two_requests_is_no_half_of_one():
             connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
             answer = b""
             while not answer.endswith(b"served"):
-                answer += connection.recv(4096)
+                part = connection.recv(4096)
+                assert part, f"the connection was closed after {answer!r}"
+                answer += part
             time.sleep(1.0)
 
 
