@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
+from redaction.planted_secrets import NAMED, SHAPED
 from safetensors.torch import load_file
 from tiny_llama import own_logprobs, tiny_batch, tiny_model, tiny_tokenizer
 
@@ -194,3 +195,25 @@ def test_moments_of_other_weights_are_refused(make_trainer, tmp_path):
     (tmp_path / "1" / "optimizer.safetensors").replace(tmp_path / "0" / "optimizer.safetensors")
     with pytest.raises(CheckpointError, match=r"no whole checkpoint .* is of other weights"):
         make_trainer(adapter_per_module=True).load(tmp_path / "0")
+
+
+@pytest.mark.parametrize("name", ["shared", "by module"])
+def test_a_checkpoint_holds_nothing_of_what_was_trained_on(tmp_path, name):
+    """Secrets that stand in prompts and completions are in no file of a checkpoint: weights and settings are."""
+    said = "\n".join([*(text for text, _ in SHAPED.values()), *(f"{key}={value}" for key, value in NAMED.items())])
+    trainer = made(name, "float32")
+    batch = tiny_batch(tiny_model(), seed=0, shift=0.3)
+    told = [
+        replace(
+            group,
+            members=[replace(one, text=said, messages=({"role": "user", "content": said},)) for one in group.members],
+        )
+        for group in batch
+    ]
+    assert trainer.step(GroupBatch(told)).used > 0
+    trainer.save(tmp_path)
+    written = b"\n".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    secrets = {secret for _, secret in SHAPED.values()} | set(NAMED.values())
+    assert len(secrets) >= 64
+    assert b"learning_rate" in written
+    assert [secret for secret in secrets if secret.encode() in written] == []
